@@ -1,0 +1,1 @@
+"""The gates: Amaranth components, each made from one frozen spec. Knows Amaranth and no torch."""

@@ -1,0 +1,120 @@
+"""The image's way in: beats of pixels become events of the pixels that are not zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from casc_hw.fixed import Interval
+from rtl_gen.gates.streams import EventFormat, index_bits
+
+TICKET = data.StructLayout({"start": 32, "malformed": 1})
+"""What the read-out must know of an image: the cycle of its first transfer, and whether it was framed or valued wrongly."""
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """Images of ``size`` pixels from 0 to ``maximum``, ``beat`` (a power of two) in a transfer."""
+
+    size: int
+    maximum: int
+    beat: int
+
+    def __post_init__(self) -> None:
+        if self.beat < 1 or self.beat & (self.beat - 1):
+            raise ValueError(f"beat {self.beat!r} is not a power of two")
+
+    @property
+    def beats(self) -> int:
+        return -(-self.size // self.beat)
+
+    @property
+    def events(self) -> EventFormat:
+        return EventFormat(self.size, Interval(0, self.maximum))
+
+    @property
+    def signature(self) -> stream.Signature:
+        pixel = unsigned(self.maximum.bit_length())
+        return stream.Signature(data.StructLayout({"data": data.ArrayLayout(pixel, self.beat), "last": 1}))
+
+
+class PixelReader(wiring.Component):
+    """Skips zeros: a beat with k pixels that are not zero takes max(1, k) cycles, an image's end two more.
+
+    An image ends at ``last``. Beats beyond its size are dropped, missing ones are zero, a pixel above the maximum counts
+    as the maximum; each makes the ticket ``malformed``, and the next image starts afresh.
+
+    Members
+    -------
+    pixels: In, see `PixelSpec.signature`; the image's first pixel is in element 0 of the first beat.
+    events: Out, the pixels that are not zero in raster order, then the mark.
+    tickets: Out, one `TICKET` an image, offered before its mark passes.
+    now: In, the cycle counter.
+    busy: Out, part of an image was taken and its mark has not passed.
+    """
+
+    def __init__(self, spec: PixelSpec):
+        self.spec = spec
+        super().__init__(
+            {
+                "pixels": In(spec.signature),
+                "events": Out(spec.events.signature),
+                "tickets": Out(stream.Signature(TICKET)),
+                "now": In(32),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        spec, beat = self.spec, self.spec.beat
+        word = Signal.like(self.pixels.p.data, reset_less=True)
+        pending = Signal(beat)  # elements of word not sent yet
+        count = Signal(range(spec.beats + 1))  # beats of this image taken, at most all
+        base = Signal(index_bits(spec.beats))
+        ending = Signal()  # the image's last beat is in word
+        ticketed = Signal()
+
+        lane = Signal(index_bits(beat))
+        for index in reversed(range(beat)):
+            with m.If(pending[index]):
+                m.d.comb += lane.eq(index)
+        rest = pending & (pending - 1)
+        m.d.comb += [
+            self.events.p.address.eq(Cat(lane[: beat.bit_length() - 1], base)),
+            self.events.p.value.eq(word[lane]),
+            self.events.p.mark.eq(~pending.any()),
+            self.events.p.step.eq(0),
+            self.events.valid.eq(pending.any() | (ending & ticketed)),
+            self.tickets.valid.eq(ending & ~ticketed),
+            self.busy.eq(count != 0),
+            self.pixels.ready.eq(~ending & (~pending.any() | (self.events.ready & ~rest.any()))),
+        ]
+        with m.If(self.tickets.valid & self.tickets.ready):
+            m.d.sync += ticketed.eq(1)
+        with m.If(self.events.valid & self.events.ready):
+            m.d.sync += pending.eq(rest)
+            with m.If(self.events.p.mark):
+                m.d.sync += [ending.eq(0), ticketed.eq(0), count.eq(0), self.tickets.p.malformed.eq(0)]
+
+        with m.If(self.pixels.valid & self.pixels.ready):
+            surplus = count == spec.beats
+            end = count == spec.beats - 1
+            present = Cat(pixel.any() for pixel in self.pixels.p.data)
+            over = Cat(pixel > spec.maximum for pixel in self.pixels.p.data)
+            inside = (1 << (spec.size - (spec.beats - 1) * beat)) - 1
+            kept = present & Mux(end, inside, -1) & ~surplus.replicate(beat)
+            m.d.sync += [
+                word.eq(Cat(Mux(pixel > spec.maximum, spec.maximum, pixel) for pixel in self.pixels.p.data)),
+                pending.eq(kept),
+                base.eq(count),
+                count.eq(count + ~surplus),
+                ending.eq(self.pixels.p.last),
+                self.tickets.p.malformed.eq(self.tickets.p.malformed | (self.pixels.p.last != end) | (over & kept).any()),
+            ]
+            with m.If(count == 0):
+                m.d.sync += self.tickets.p.start.eq(self.now)
+        return m
