@@ -78,7 +78,7 @@ class Core(wiring.Component):
         def join(source: stream.Interface, sink: stream.Interface) -> None:
             if self.bench:
                 index = next(throttles)
-                m.submodules[f"throttle_{index}"] = throttle = Throttle(sink.signature)
+                m.submodules[f"throttle_{index}"] = throttle = Throttle(source.signature)
                 m.d.comb += throttle.stall.eq(self.stall[index])
                 wiring.connect(m, source, throttle.i)
                 source = throttle.o

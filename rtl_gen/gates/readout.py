@@ -107,6 +107,9 @@ class ReadOut(wiring.Component):
         index, best, best_index = Signal(range(size + 1)), Signal(total.elem_shape), Signal(range(size))
         held = Signal.like(self.result.payload, reset_less=True)  # the word offered
         m.d.comb += [self.result.payload.eq(held), self.busy.eq(self.result.valid), self.error.eq(status.malformed | status.unsettled)]
+        free = ~self.result.valid | self.result.ready
+        with m.If(self.result.ready):
+            m.d.sync += self.result.valid.eq(0)
         with m.FSM():
             with m.State("wait"):
                 with m.If(self.currents.valid):
@@ -126,7 +129,7 @@ class ReadOut(wiring.Component):
                 m.next = "send"
             with m.State("send"):
                 logit = row[0]
-                with m.If(~self.result.valid | self.result.ready):
+                with m.If(free):
                     m.d.sync += [self.result.valid.eq(1), held.data.eq(logit), held.last.eq(0), index.eq(index + 1)]
                     m.d.sync += [row.as_value().eq(row.as_value() >> total.elem_shape.width), left.eq(left - 1)]
                     with m.If((index == 0) | (logit > best)):
@@ -135,13 +138,12 @@ class ReadOut(wiring.Component):
                         m.next = "class"
                     with m.Elif(left == 1):
                         m.next = "fetch"
-            for state, word, following in (("class", best_index, "status"), ("status", status, "cycles"), ("cycles", cycles, "end")):
-                with m.State(state), m.If(self.result.ready):
-                    m.d.sync += [held.data.eq(word), held.last.eq(state == "cycles")]
+            for state, word, following in (("class", best_index, "status"), ("status", status, "cycles"), ("cycles", cycles, "wait")):
+                with m.State(state), m.If(free):
+                    m.d.sync += [self.result.valid.eq(1), held.data.eq(word), held.last.eq(state == "cycles")]
                     m.next = following
-            with m.State("end"), m.If(self.result.ready):
-                m.d.sync += [self.result.valid.eq(0), chunk.eq(0), index.eq(0)]
-                m.next = "wait"
+                    if following == "wait":
+                        m.d.sync += [chunk.eq(0), index.eq(0)]
 
         with m.If(done):
             m.d.comb += [self.slept.eq(~step.wake), self.settled.eq(over)]

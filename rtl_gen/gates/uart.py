@@ -119,11 +119,11 @@ class UartTransmitter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         timer = Signal(range(self.spec.divisor))
-        shift = Signal(10)  # what is still to send, then the sentinel; 0 when idle
+        shift = Signal(10)  # what is still to send; the stop bit is its own sentinel, so 0 when idle
         with m.If(timer != 0):
             m.d.sync += timer.eq(timer - 1)
         with m.Elif(shift != 0):
-            m.d.sync += [timer.eq(self.spec.divisor - 1), self.tx.eq(shift[0] | (shift == 1)), shift.eq(shift[1:])]
+            m.d.sync += [timer.eq(self.spec.divisor - 1), self.tx.eq(shift[0]), shift.eq(shift[1:])]
         with m.Elif(self.bytes.valid):
             m.d.comb += self.bytes.ready.eq(1)
             m.d.sync += shift.eq(Cat(Const(0, 1), self.bytes.payload, Const(1, 1)))
