@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from casc_hw.clipquan import ClipQuan
 from casc_hw.errors import CascError
-from casc_hw.network import WEIGHT_BITS, IntegerNet, Linear
+from casc_hw.network import MAX_LEVELS, WEIGHT_BITS, IntegerNet, Linear
 from casc_hw.reference import quantised_ann
 
 MAX_THRESHOLD = 1 << 24
@@ -88,12 +88,14 @@ def convert(
     if not isinstance(model, nn.Sequential):
         raise CascError(f"model: is a {type(model).__name__}, not a torch.nn.Sequential; wrap the layers in one")
     input_shape = tuple(input_shape)
-    if not isinstance(input_max, int) or not 1 <= input_max <= 255:
+    if not isinstance(input_max, int) or isinstance(input_max, bool) or not 1 <= input_max <= 255:
         raise CascError(f"input_max: {input_max!r} is not an integer from 1 to 255; use 8-bit pixels or fewer")
     if not 0 < percentile <= 1:
         raise CascError(f"percentile: {percentile!r} is not in (0, 1]; the default is 0.999")
     if calibration is not None and (tuple(calibration.shape[1:]) != input_shape or len(calibration) == 0):
         raise CascError(f"calibration: shape {tuple(calibration.shape)} is not a batch of {input_shape}; give (N, {input_shape})")
+    if calibration is not None and not ((calibration >= 0) & (calibration <= 1)).all():
+        raise CascError(f"calibration: pixels span {calibration.min()} to {calibration.max()}, not 0 to 1; divide them by input_max")
     blocks = list(_fold(model))
     offset, gain = _normalisation(mean, std, input_shape)
     if blocks[0].weight.shape[1] != prod(input_shape):
@@ -139,7 +141,10 @@ def quantise(name: str, weight: Tensor, bias: Tensor, bits: int, unit: int, *, r
     if readout:
         peak = peak.max().expand_as(peak)
     stretch = torch.tensor([1.0]) if bits >= 6 else torch.linspace(0.8, 4.0, 129, dtype=torch.float64)
-    one = (stretch[:, None] * unit * top / peak.clamp(min=1e-30)).clamp(1, MAX_THRESHOLD).round()  # (candidates, outputs)
+    peak = torch.where(peak > 0, peak, peak.max()).clamp(min=1e-30)  # a channel without weights needs no width of its own
+    one = (stretch[:, None] * unit * top / peak).clamp(max=MAX_THRESHOLD)  # (candidates, outputs)
+    if not readout:  # a threshold is a positive integer; a scale need not be
+        one = one.clamp(min=1).round()
     rounded = (weight * (one / unit)[:, :, None]).round().clamp(-top, top) if len(weight) * weight.shape[1] < 1 << 14 else None
     if rounded is not None:
         error = (rounded * unit / one[:, :, None] - weight).square().sum(2)
@@ -171,6 +176,8 @@ def _fold(model: nn.Sequential) -> Iterator[_Block]:
             if block is not None:
                 if block.activation is None:
                     raise CascError(f"{name}: follows {block.name} with no activation between; merge the two Linear layers or add ClipQuan")
+                if module.in_features != len(block.bias):
+                    raise CascError(f"{name}: takes {module.in_features} inputs, but {len(block.bias)} arrive; fix the layer sizes")
                 yield block
             bias = torch.zeros(module.out_features) if module.bias is None else module.bias
             block = _Block(name, _finite(name, "weight", module.weight), _finite(name, "bias", bias))
@@ -244,7 +251,7 @@ def _float_classes(model: nn.Sequential, calibration: Tensor, offset: Tensor, ga
     images = calibration.reshape(len(calibration), -1).to(torch.float64) * gain + offset
     model.eval()
     with torch.no_grad():
-        output: Tensor = model(images.reshape(calibration.shape).to(parameter))
+        output: Tensor = model(images.to(parameter))  # flat already, which Flatten leaves as it is
     model.train(training)
     return output.argmax(1).cpu()
 
@@ -262,6 +269,8 @@ def _levels(blocks: list[_Block], levels: int | None) -> int:
         return next(iter(found.values()))
     if levels is None and len(blocks) > 1:
         raise CascError(f"{blocks[0].activation_name}: ReLU says nothing of T; give levels (for example 16)")
+    if levels is not None and (not isinstance(levels, int) or not 1 <= levels <= MAX_LEVELS):
+        raise CascError(f"levels: {levels!r} is not an integer from 1 to {MAX_LEVELS}; 16 is usual for ReLU")
     return levels if levels is not None else 1
 
 

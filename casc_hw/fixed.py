@@ -53,7 +53,7 @@ class Interval:
     def bits(self) -> int:
         """Width in bits: two's complement if ``signed``, else unsigned; at least 1."""
         if self.signed:
-            return max((-self.lo - 1).bit_length(), self.hi.bit_length(), 0) + 1
+            return max((-self.lo - 1).bit_length(), max(self.hi, 0).bit_length()) + 1
         return max(self.hi.bit_length(), 1)
 
     @property

@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -31,6 +33,9 @@ MAX_PIXEL = 255
 MAX_SUM = 1 << 52
 """No sum of currents may reach this size, so that float64 and int64 both hold it exactly."""
 MAX_FILE_BYTES = 1 << 30
+_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
+           AssertionError, ImportError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
+"""What zipfile and torch.load raise on a damaged archive."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,12 @@ class IntegerNet:
                 raise CascError(f"{path}: {size} bytes, the most is {MAX_FILE_BYTES}; this is not a converted network")
             if not zipfile.is_zipfile(path):
                 raise CascError(f"{path}: not a converted network (no torch archive); make one with `python -m rtl_gen convert`")
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > MAX_FILE_BYTES:
+                    raise CascError(f"{path}: {size} bytes unpacked, the most is {MAX_FILE_BYTES}; this is not a converted network")
+                if damaged := archive.testzip():  # torch.load does not look at the checksums
+                    raise CascError(f"{path}: damaged (checksum of {_short(damaged)}); copy or convert it again")
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise CascError(f"{path}: cannot be read: {error.strerror or error}; check the name") from error
@@ -200,7 +211,7 @@ class IntegerNet:
                 f"{path}: holds something other than tensors and plain values, which is never executed; "
                 "make it again with `python -m rtl_gen convert`"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
+        except _DAMAGE as error:
             raise CascError(f"{path}: damaged ({type(error).__name__}); copy or convert it again") from error
         try:
             return _decode(content)
@@ -277,11 +288,10 @@ class _Fields:
             raise CascError(f"{self.where}: {name} has shape {tuple(value.shape)}, expected {ndim} dimensions; convert the network again")
         if value.numel() * 8 > MAX_FILE_BYTES:
             raise CascError(f"{self.where}: {name} has shape {tuple(value.shape)}, too large; convert the network again")
-        if value.is_complex() or value.dtype == torch.bool:
-            raise CascError(f"{self.where}: {name} is of type {value.dtype}, not of integers; convert the network again")
-        if value.is_floating_point():
-            bad = value[~torch.isfinite(value)]
-            shown = f"holds {bad[0].item()}" if len(bad) else f"is of type {value.dtype}"
+        if value.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
+            common = value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+            bad = value[~torch.isfinite(value)].tolist() if common else []
+            shown = f"holds {bad[0]}" if bad else f"is of type {value.dtype}"
             raise CascError(f"{self.where}: {name} {shown}, not integers; convert the network again")
         return value.detach().to(torch.int64)
 
@@ -301,6 +311,7 @@ def _check(net: IntegerNet) -> None:
         if not isinstance(size, int) or isinstance(size, bool):
             raise CascError(f"input shape: {_short(size)} is not an integer; give the shape of one image")
         _within("input shape", size, 1, 1 << 24, "give the shape of one image")
+    _check_meta(net.meta)
     if len(net.layers) < 2:
         raise CascError(
             f"layers: {len(net.layers)} given, at least one spiking layer and a read-out are needed; add a Linear with an activation"
@@ -346,6 +357,21 @@ def _check_layer(net: IntegerNet, index: int, layer: Linear, inputs: int) -> Non
     worst = net.levels * int((layer.weight.abs().sum(1) * unit + layer.bias.abs()).max())
     if worst >= MAX_SUM:
         raise CascError(f"{where}: its sums may reach {worst}, the most is {MAX_SUM - 1}; use fewer weight bits or levels")
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """CascError unless ``meta`` can be read back without executing anything."""
+    rest = list(meta.items())
+    while rest:
+        key, value = rest.pop()
+        if type(key) is not str:
+            raise CascError(f"meta: the key {_short(key)} is not a text; use plain dictionaries")
+        if type(value) is dict:
+            rest.extend(value.items())
+        elif type(value) in (list, tuple):
+            rest.extend((key, item) for item in value)
+        elif type(value) not in (str, int, float, bool, type(None)):
+            raise CascError(f"meta: {_short(key)} holds {_short(value)}; use texts, numbers, lists and dictionaries")
 
 
 def _within(where: str, value: Any, low: int, high: int, advice: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +21,7 @@ def save_vectors(net: IntegerNet, images: Tensor, path: str | os.PathLike[str]) 
     ``sums`` int64 (B, classes); ``classes``, ``sleep_steps`` int64 (B,); ``digest``: the network's.
     """
     trace = simulate(net, images)
-    arrays = {
+    arrays: dict[str, Any] = {
         "images": net.check_images(images).numpy().astype(np.uint8),
         "wake": trace.wake.numpy(),
         "active": trace.active.numpy(),
@@ -33,5 +34,5 @@ def save_vectors(net: IntegerNet, images: Tensor, path: str | os.PathLike[str]) 
         arrays[f"spikes_{index}"] = spikes.numpy()
         arrays[f"counts_{index}"] = counts.numpy()
     temporary = Path(path).with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    np.savez_compressed(temporary, **arrays)
     os.replace(temporary, path)

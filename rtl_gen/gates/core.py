@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amaranth.hdl import Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
@@ -40,6 +40,11 @@ class CoreSpec:
         if len(self.synapses) != len(self.neurons) + 1 or self.readout.schedule != self.schedule:
             raise ValueError("the layers do not make a chain")
 
+    @property
+    def streams(self) -> int:
+        """Streams within the core: three a layer, the neurons' volleys, and the first layer's steps."""
+        return 3 * len(self.synapses) + len(self.neurons) + 1
+
 
 class Core(wiring.Component):
     """One engine a layer, all at work at once, joined by streams. Domain: ``sync``.
@@ -51,29 +56,22 @@ class Core(wiring.Component):
     busy: Out, an image is under way.
     error: Out, the last result was malformed or unsettled.
     stall: In, with ``bench``: one bit a stream within (see `Throttle`), in the order of ``streams``.
-    spikes_<layer>: Out, with ``bench``: a copy of the layer's event stream, ``ready`` included.
+    spikes_<layer>: Out, with ``bench``: what passes on the layer's event stream.
     """
 
     def __init__(self, spec: CoreSpec, *, bench: bool = False):
         self.spec, self.bench = spec, bench
         members = {"pixels": In(spec.pixels.signature), "result": Out(WORD), "busy": Out(1), "error": Out(1)}
         if bench:
-            members["stall"] = In(self.streams)
+            members["stall"] = In(spec.streams)
             for index, neurons in enumerate(spec.neurons):
-                members[f"spikes_{index}"] = Out(
-                    wiring.Signature({"valid": Out(1), "ready": Out(1), "payload": Out(neurons.events.layout)})
-                )
+                members[f"spikes_{index}"] = Out(data.StructLayout({"fire": 1, "event": neurons.events.layout}))
         super().__init__(members)
-
-    @property
-    def streams(self) -> int:
-        """Streams within the core: three a layer, the neurons' volleys, and the first layer's steps."""
-        return 3 * len(self.spec.synapses) + len(self.spec.neurons) + 1
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         spec = self.spec
-        throttles = iter(range(self.streams))
+        throttles = iter(range(spec.streams))
 
         def join(source: stream.Interface, sink: stream.Interface) -> None:
             if self.bench:
@@ -110,7 +108,7 @@ class Core(wiring.Component):
             events = encoder.events
             if self.bench:
                 tap = getattr(self, f"spikes_{index}")
-                m.d.comb += [tap.valid.eq(events.valid), tap.ready.eq(events.ready), tap.payload.eq(events.payload)]
+                m.d.comb += [tap.fire.eq(events.valid & events.ready), tap.event.eq(events.payload)]
         wiring.connect(m, readout.result, wiring.flipped(self.result))
 
         now = Signal(32)

@@ -59,8 +59,8 @@ class Deframer(wiring.Component):
     frame: Out, stream of `RECEIVED_FRAME`: the body's bytes, then one ``end``.
     """
 
-    bytes: In(stream.Signature(RECEIVED))
-    frame: Out(stream.Signature(RECEIVED_FRAME))
+    def __init__(self) -> None:
+        super().__init__({"bytes": In(stream.Signature(RECEIVED)), "frame": Out(stream.Signature(RECEIVED_FRAME))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -94,8 +94,8 @@ class Framer(wiring.Component):
     bytes: Out, stream of bytes.
     """
 
-    body: In(stream.Signature(BODY))
-    bytes: Out(stream.Signature(8))
+    def __init__(self) -> None:
+        super().__init__({"body": In(stream.Signature(BODY)), "bytes": Out(stream.Signature(8))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

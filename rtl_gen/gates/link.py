@@ -26,9 +26,10 @@ ANSWER_HEADER = 11
 QUEUE = 17
 """Requests that may wait for their answer; damaged frames only get one while fewer than half of the places are taken."""
 RESET_CYCLES = 256
-"""io cycles of a core reset: the core is held for the first half; the second lets both crossings run dry before new pixels."""
-MIN_CLOCK_RATIO = 1 / 8
-"""sync may be slower than io by this factor at most, or `RESET_CYCLES` is too short."""
+"""io cycles of a core reset: the core is held for the first half; the second lets both crossings run dry before new pixels.
+
+Enough if sync is at least an eighth as fast as io.
+"""
 
 JOB = data.StructLayout({"sequence": 8, "kind": 2, "fault": 4})
 """An answer owed: to which request (kind 0: not known), and with ``fault`` 0 what it asked for, else an ERROR."""
@@ -117,7 +118,10 @@ class LinkSpec:
 
 @dataclass(frozen=True)
 class AnswerBook:
-    """The answers' bodies as they lie in memory, without sequence, fault and result: ``starts`` and ``ends`` (inclusive) by kind, 0 for ERROR."""
+    """The answers' bodies as they lie in memory, without sequence, fault and result.
+
+    ``starts`` and ``ends`` are the first and last address by kind, 0 for ERROR.
+    """
 
     spec: LinkSpec
 
@@ -428,7 +432,8 @@ class Responder(wiring.Component):
             for kind in starts:
                 with m.Case(kind):
                     m.d.comb += end.eq(ends[kind])
-        m.d.comb += [self.read.addr.eq(address), self.read.en.eq(1), self.body.p.data.eq(self.read.data), self.body.p.last.eq(address == end)]
+        m.d.comb += [self.read.addr.eq(address), self.read.en.eq(1)]
+        m.d.comb += [self.body.p.data.eq(self.read.data), self.body.p.last.eq(address == end)]
         with m.If(place == 2):
             m.d.comb += self.body.p.data.eq(job.sequence)
         with m.If((job.fault != 0) & (place == HEADER)):
@@ -436,7 +441,7 @@ class Responder(wiring.Component):
         with m.If((job.fault != 0) & (place == HEADER + 1)):
             m.d.comb += self.body.p.data.eq(job.kind)
 
-        with m.FSM():
+        with m.FSM(domain="io"):
             with m.State("IDLE"):
                 m.d.comb += [self.jobs.ready.eq(~(self.flush | self.hold)), self.idle.eq(~self.jobs.valid)]
                 m.d.io += [job.eq(self.jobs.payload), timer.eq(self.spec.watchdog - 1), place.eq(0)]
@@ -621,7 +626,11 @@ class HostLink(wiring.Component):
             m.d.sync += index.eq(0)
         with m.Elif(self.result.valid & result.w_rdy):
             m.d.sync += index.eq(index + 1)
-        m.d.comb += [collector.result.valid.eq(result.r_rdy), collector.result.payload.eq(result.r_data), result.r_en.eq(collector.result.ready)]
+        m.d.comb += [
+            collector.result.valid.eq(result.r_rdy),
+            collector.result.payload.eq(result.r_data),
+            result.r_en.eq(collector.result.ready),
+        ]
         connect_ports(m, collector.write, answers.write_port(domain="io"))
         connect_ports(m, responder.read, answers.read_port(domain="io"))
         m.d.comb += [responder.done.eq(collector.done), responder.malformed.eq(collector.malformed)]

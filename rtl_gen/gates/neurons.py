@@ -11,7 +11,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, index_bits
+from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, index_bits, rom_attributes
 
 LATENCY = 5
 """Cycles from a chunk's entry until its new state can be read."""
@@ -102,7 +102,7 @@ class NeuronArray(wiring.Component):
         layout = data.ArrayLayout(data.StructLayout({"v": v_shape, "n": n_shape}), lanes)
         m.submodules.state = state = Memory(shape=layout, depth=chunks, init=[])
         m.submodules.constants = constants = Memory(
-            shape=data.ArrayLayout(spec.constants, lanes), depth=chunks, init=_constants(spec), attrs={"rom_block": 0}
+            shape=data.ArrayLayout(spec.constants, lanes), depth=chunks, init=_constants(spec), attrs=rom_attributes(chunks)
         )
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=spec.volley.as_shape().width, depth=VOLLEYS)
         read, write, constant = state.read_port(), state.write_port(), constants.read_port()

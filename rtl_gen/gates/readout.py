@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
 from rtl_gen.gates.pixels import TICKET
-from rtl_gen.gates.streams import CurrentFormat, index_bits
+from rtl_gen.gates.streams import CurrentFormat, index_bits, rom_attributes
 from rtl_gen.gates.wake import ScheduleSpec
 
 WORD = stream.Signature(data.StructLayout({"data": 32, "last": 1}))
@@ -77,7 +77,7 @@ class ReadOut(wiring.Component):
         size, chunks = spec.currents.size, spec.currents.chunks
         total = data.ArrayLayout(signed(spec.total.signed_bits), lanes)
         m.submodules.sums = sums = Memory(shape=total, depth=chunks, init=[])
-        m.submodules.start = start = Memory(shape=total, depth=chunks, init=self._start(), attrs={"rom_block": 0})
+        m.submodules.start = start = Memory(shape=total, depth=chunks, init=self._start(), attrs=rom_attributes(chunks))
         read, write, fresh = sums.read_port(), sums.write_port(), start.read_port()
 
         chunk = Signal(index_bits(chunks))

@@ -29,6 +29,11 @@ def index_bits(size: int) -> int:
     return max(ceil_log2(size), 1)
 
 
+def rom_attributes(depth: int) -> dict[str, str]:
+    """Attributes of a table of constants: at most 16 rows take one 4-input look-up table a bit, more go where yosys likes."""
+    return {"rom_style": "logic"} if depth <= 16 else {}
+
+
 @dataclass(frozen=True)
 class EventFormat:
     """Events of ``size`` sources with values in ``value``.

@@ -129,9 +129,10 @@ class Synapses(wiring.Component):
         sums = []
         for lane in range(spec.lanes):
             weight = fetched.word_select(lane, spec.weight_bits).as_signed()
-            product = Signal(signed(out.width), reset_less=True, name=f"product_{lane}")
+            result = value * weight if spec.multiplies else Mux(value < 0, -weight, weight)
+            product = Signal(result.shape(), reset_less=True, name=f"product_{lane}")
             total = Signal(signed(out.width), name=f"sum_{lane}")
-            m.d.sync += product.eq(value * weight if spec.multiplies else Mux(value < 0, -weight, weight))
+            m.d.sync += product.eq(result)
             with m.If(clear):
                 m.d.sync += total.eq(0)
             with m.Elif(add):

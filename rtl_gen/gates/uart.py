@@ -22,11 +22,11 @@ class UartSpec:
 
     def __post_init__(self) -> None:
         if self.baud <= 0 or self.divisor < 4:
-            raise ValueError(f"uart: {self.baud!r} baud needs a clock of at least {4 * self.baud!r} Hz, not {self.clock_hz!r}; choose fewer baud")
-        if abs(self.clock_hz / self.divisor / self.baud - 1) > 0.02:
+            raise ValueError(f"uart: {self.baud!r} baud does not leave 4 cycles a bit of a {self.clock_hz!r} Hz clock; choose fewer baud")
+        actual = self.clock_hz / self.divisor
+        if abs(actual / self.baud - 1) > 0.02:
             raise ValueError(
-                f"uart: a clock of {self.clock_hz!r} Hz makes {self.clock_hz / self.divisor:.0f} baud instead of {self.baud!r}, more than 2 % off; "
-                f"choose a baud rate that divides the clock"
+                f"uart: a {self.clock_hz!r} Hz clock makes {actual:.0f} baud, not {self.baud!r}; choose a baud rate that divides the clock"
             )
 
     @property
@@ -47,12 +47,9 @@ class UartReceiver(wiring.Component):
     bytes: Out, stream of `RECEIVED`.
     """
 
-    rx: In(1, init=1)
-    bytes: Out(stream.Signature(RECEIVED))
-
     def __init__(self, spec: UartSpec):
         self.spec = spec
-        super().__init__()
+        super().__init__({"rx": In(1, init=1), "bytes": Out(stream.Signature(RECEIVED))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -73,30 +70,26 @@ class UartReceiver(wiring.Component):
                 m.d.sync += timer.eq(divisor // 2 - 1)
                 with m.If(~rx):
                     m.next = "START"
-            with m.State("START"):
-                with m.If(timer == 0):
-                    m.d.sync += [timer.eq(divisor - 1), shift.eq(1 << 8)]
-                    m.next = "DATA"
-                    with m.If(rx):  # a spike on the wire
-                        m.next = "IDLE"
-            with m.State("DATA"):
-                with m.If(timer == 0):
-                    m.d.sync += [timer.eq(divisor - 1), shift.eq(Cat(shift[1:], rx))]
-                    with m.If(shift[1]):
-                        m.next = "STOP"
-            with m.State("STOP"):
-                with m.If(timer == 0):
+            with m.State("START"), m.If(timer == 0):
+                m.d.sync += [timer.eq(divisor - 1), shift.eq(1 << 8)]
+                m.next = "DATA"
+                with m.If(rx):  # a spike on the wire
                     m.next = "IDLE"
-                    with m.If(~rx):
-                        m.d.sync += lost.eq(1)
-                        m.next = "BREAK"
-                    with m.Elif(stream_.valid & ~stream_.ready):
-                        m.d.sync += lost.eq(1)
-                    with m.Else():
-                        m.d.sync += [stream_.valid.eq(1), stream_.p.data.eq(shift[1:]), stream_.p.gap.eq(lost), lost.eq(0)]
-            with m.State("BREAK"):
-                with m.If(rx):
-                    m.next = "IDLE"
+            with m.State("DATA"), m.If(timer == 0):
+                m.d.sync += [timer.eq(divisor - 1), shift.eq(Cat(shift[1:], rx))]
+                with m.If(shift[1]):
+                    m.next = "STOP"
+            with m.State("STOP"), m.If(timer == 0):
+                m.next = "IDLE"
+                with m.If(~rx):
+                    m.d.sync += lost.eq(1)
+                    m.next = "BREAK"
+                with m.Elif(stream_.valid & ~stream_.ready):
+                    m.d.sync += lost.eq(1)
+                with m.Else():
+                    m.d.sync += [stream_.valid.eq(1), stream_.p.data.eq(shift[1:]), stream_.p.gap.eq(lost), lost.eq(0)]
+            with m.State("BREAK"), m.If(rx):
+                m.next = "IDLE"
         return m
 
 
@@ -109,12 +102,9 @@ class UartTransmitter(wiring.Component):
     tx: Out, the pin; high when idle.
     """
 
-    bytes: In(stream.Signature(8))
-    tx: Out(1, init=1)
-
     def __init__(self, spec: UartSpec):
         self.spec = spec
-        super().__init__()
+        super().__init__({"bytes": In(stream.Signature(8)), "tx": Out(1, init=1)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

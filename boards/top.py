@@ -1,0 +1,48 @@
+"""What goes on the chip: the core and its host link, between two clocks and a handful of pins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, ResetInserter, Signal
+from amaranth.lib import wiring
+from amaranth.lib.cdc import FFSynchronizer
+from amaranth.lib.wiring import In, Out
+
+from rtl_gen.gates.link import HostLink, LinkSpec
+
+
+class BoardTop(wiring.Component):
+    """``core`` behind a UART. The clock domains ``io`` (``spec.clock_hz``) and ``sync`` come from outside.
+
+    ``core`` is an Elaboratable with ``pixels``, ``result``, ``busy`` and ``error`` in ``sync`` (see `rtl_gen.gates.core.Core`); the
+    link resets it, as `ResetInserter` does.
+
+    Members
+    -------
+    rx, tx: the UART's pins (``rx`` not synchronised).
+    leds: Out: the highest is error, the next busy, those below show the class in binary; of one, busy; of two, busy and error.
+    busy: Out: an image or an answer is under way (``io``).
+    """
+
+    def __init__(self, core: Any, spec: LinkSpec, leds: int):
+        self.core, self.spec = core, spec
+        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(leds), "busy": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        core = self.core
+        m.submodules.link = link = HostLink(self.spec)
+        m.submodules.core = ResetInserter({"sync": link.core_reset})(core)
+        m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx)]
+        wiring.connect(m, link.pixels, core.pixels)
+        wiring.connect(m, core.result, link.result)
+
+        state, seen = Signal(2), Signal(2)  # busy, error; a flip-flop before the crossing
+        m.d.sync += state.eq(Cat(core.busy, core.error) & ~link.core_reset.replicate(2))
+        m.submodules.state_cross = FFSynchronizer(state, seen, o_domain="io")
+        m.d.comb += self.busy.eq(~link.idle | seen[0])
+        lights = Cat(self.busy, link.failed | seen[1])
+        below = max(len(self.leds) - 2, 0)
+        m.d.comb += self.leds.eq(Cat(link.shown[:below], Const(0, max(below - 8, 0)), lights) if below else lights)
+        return m

@@ -1,0 +1,1 @@
+"""Proof by simulation: the gates, in a simulator, against the reference."""

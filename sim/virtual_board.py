@@ -1,0 +1,88 @@
+"""The virtual board: a board's whole top, UART pins and all, in Verilator behind a pseudo-terminal.
+
+`boards.host.Host` talks to it as to a board; time on it runs as fast as the simulation goes, and stands still when it idles.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from amaranth.back import verilog
+from amaranth.hdl import ClockDomain, Elaboratable, Module
+
+from boards.top import BoardTop
+from casc_hw.errors import CascError
+from rtl_gen.gates.link import LinkSpec
+from rtl_gen.tools import find, verilator_environment
+
+HARNESS = Path(__file__).with_name("virtual_board.cpp")
+LEDS = 8
+
+
+class _Clocked(Elaboratable):
+    """``top`` with its clocks as plain ports."""
+
+    def __init__(self, top: BoardTop):
+        self.top = top
+        self.io, self.sync = ClockDomain("io", reset_less=True), ClockDomain("sync", reset_less=True)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.domains += [self.io, self.sync]
+        m.submodules.top = self.top
+        return m
+
+
+def board_verilog(core: Any, spec: LinkSpec) -> str:
+    """`BoardTop` as Verilog, module ``top``: clk, io_clk, rx, tx, leds, busy."""
+    top = BoardTop(core, spec, LEDS)
+    clocked = _Clocked(top)
+    ports = [clocked.io.clk, clocked.sync.clk, top.rx, top.tx, top.leds, top.busy]
+    with mock.patch.dict(os.environ, {"YOSYS": find("yosys").path, "AMARANTH_USE_YOSYS": "system"}):
+        return str(verilog.convert(clocked, ports=ports, emit_src=False, strip_internal_attrs=True))
+
+
+def build_virtual_board(core: Any, spec: LinkSpec, out_dir: str | os.PathLike[str], io_hz: int, sync_hz: int) -> Path:
+    """Compile ``core`` behind its link and return the executable.
+
+    ``io_hz``, ``sync_hz``: both clocks in Hz; only their ratio matters here. Raises CascError if a tool fails.
+    """
+    out = Path(out_dir).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "top.v").write_text(board_verilog(core, spec))
+    command = [
+        *("verilator", "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert"),
+        *("-Wno-fatal", "-Wno-lint", "--top-module", "top", "--Mdir", "obj", "-o", "virtual_board"),
+        *("-CFLAGS", f"-DIO_HZ={int(io_hz)}ULL -DSYNC_HZ={int(sync_hz)}ULL -DDIVISOR={spec.uart.divisor}"),
+        *("-MAKEFLAGS", "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O0", "top.v", str(HARNESS)),
+    ]
+    run = subprocess.run(command, cwd=out, env=verilator_environment(), capture_output=True, text=True, check=False)
+    (out / "verilator.log").write_text(run.stdout + run.stderr)
+    if run.returncode:
+        raise CascError(f"virtual board: verilator failed with status {run.returncode}; see {out / 'verilator.log'}")
+    return out / "obj" / "virtual_board"
+
+
+@contextmanager
+def running(executable: str | os.PathLike[str], link: str | os.PathLike[str] | None = None) -> Iterator[str]:
+    """The path of the terminal, while the virtual board runs; ``link`` is made a symlink to it."""
+    command = [os.fspath(executable), *(["--link", os.fspath(link)] if link else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True) as process:
+        try:
+            path = process.stdout.readline().strip() if process.stdout else ""
+            if not path:
+                raise CascError(f"virtual board: {executable} gave no terminal (status {process.wait(5)}); run it by hand to see why")
+            yield path
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
