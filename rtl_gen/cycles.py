@@ -12,9 +12,9 @@ from rtl_gen.gates.core import CoreSpec
 from rtl_gen.gates.neurons import LATENCY
 from rtl_gen.gates.synapses import SynapsesSpec
 
-SEND = 7
+SEND = 5
 """Cycles from one chunk of a pass to the next, where a pass has several: through the synapses' pipeline and back."""
-VOLLEY = 4
+VOLLEY = 1
 """Cycles from a volley's entry into its queue to its first event."""
 
 
@@ -44,6 +44,8 @@ class Prediction:
     latency: float
 
 
+FILL = 7
+"""Cycles from an image's last event into the synapses to its current's last chunk out of them."""
 BEATS = (1, 2, 4, 8)
 """Pixels a transfer that a plan may choose."""
 
@@ -83,50 +85,50 @@ def assume(net: IntegerNet) -> list[Activity]:
 def predict(spec: CoreSpec, activities: Sequence[Activity]) -> Prediction:
     """Cycles of ``activities`` on ``spec``, images back to back, and alone."""
     stages = [(_input(spec, activity), _steps(spec, activity)) for activity in activities]
-    ready = settled = 0
+    taken = settled = 0
     intervals = []
     for entry, run in stages:
-        begin = max(ready + entry, settled + 2)  # a second bank takes the next image's current meanwhile
-        ready = max(ready + entry, settled)
+        taken = max(taken + entry, settled)  # a second bank takes the next image's current while one plays
+        begin = max(taken + FILL, settled + 2)
         intervals.append(begin + run - settled)
         settled = begin + run
-    latency = median(entry + run for entry, run in stages)
+    latency = median(entry + FILL + run for entry, run in stages)
     return Prediction(median(intervals[1:]) if len(intervals) > 1 else latency, latency)
 
 
 def _passes(synapses: SynapsesSpec, events: int) -> int:
     """Cycles of all passes after the first, and of sending every pass's chunks."""
     if events == 0:
-        return 2
+        return 1
     ratio = min(synapses.lanes // synapses.currents.lanes, synapses.currents.chunks)
-    return (synapses.passes - 1) * (events + 3) + synapses.passes * (2 + (ratio - 1) * SEND)
+    return (synapses.passes - 1) * (events + 1) + synapses.passes * (1 + (ratio - 1) * SEND)
 
 
 def _input(spec: CoreSpec, activity: Activity) -> int:
     """From an image's first transfer to its whole current: pixel reader and synapses."""
-    return activity.beats[spec.pixels.beat] + 3 + _passes(spec.synapses[0], activity.pixels) + 6
+    return activity.beats[spec.pixels.beat] + 3 + _passes(spec.synapses[0], activity.pixels)
 
 
 def _steps(spec: CoreSpec, activity: Activity) -> int:
     """From the first wake step to the last step's verdict: each part of each layer in turn, as soon as it has its input and is free."""
-    scanned, encoded, received = ([0] * len(spec.neurons) for _ in range(3))
+    scanned, encoded = [0] * len(spec.neurons), [0] * len(spec.neurons)
+    free = [0] * len(spec.neurons)  # when the next layer's synapses have finished their passes
     read = 0
     for step, wake in enumerate(activity.wakes):
-        arrived = 0
+        arrived = read + 2 if wake and step and not activity.wakes[step - 1] else 0  # a wake after a sleep awaits its verdict
         for index, neurons in enumerate(spec.neurons):
             events, chunks = activity.events[index][step], neurons.currents.chunks
             before = activity.events[index - 1][step] if index else 0
             restless = step > 0 and activity.events[index][step - 1] > 0
-            idle = not wake and not restless and before == 0
-            scan = 1 if idle else chunks
-            wait = LATENCY + 1 if chunks < LATENCY or (not wake and before == 0) else 0
-            scanned[index] = max(arrived, scanned[index] + wait) + scan
-            encoded[index] = max(scanned[index] + LATENCY + VOLLEY, encoded[index] + events) + 1
-            synapses = spec.synapses[index + 1]
-            received[index] = max(encoded[index], received[index]) + _passes(synapses, events) + 5
-            arrived = received[index]
+            quiet = not wake and before == 0
+            wait = LATENCY if chunks < LATENCY or quiet else 0
+            scanned[index] = max(arrived, scanned[index] + wait) + (1 if quiet and not restless else chunks)
+            first = scanned[index] - (chunks - 1) + LATENCY + VOLLEY  # chunks are scanned while the spikes of those before leave
+            encoded[index] = max(max(first, encoded[index], free[index]) + events, scanned[index] + LATENCY + VOLLEY + events // chunks) + 1
+            free[index] = encoded[index] + _passes(spec.synapses[index + 1], events)
+            arrived = free[index] + SEND + 1
         read = max(arrived, read) + 2 * spec.readout.currents.chunks
-    return read + 3
+    return read + 2
 
 
 def worst_cycles(spec: CoreSpec) -> int:

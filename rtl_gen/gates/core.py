@@ -13,7 +13,7 @@ from rtl_gen.gates.neurons import NeuronArray, NeuronSpec, SpikeEncoder
 from rtl_gen.gates.pixels import TICKET, PixelReader, PixelSpec
 from rtl_gen.gates.readout import WORD, ReadOut, ReadOutSpec
 from rtl_gen.gates.replay import Replay, ReplaySpec
-from rtl_gen.gates.streams import Throttle
+from rtl_gen.gates.streams import Skid, Throttle
 from rtl_gen.gates.synapses import Synapses, SynapsesSpec
 from rtl_gen.gates.wake import ScheduleSpec, WakeSleep, WakeSpec
 
@@ -97,7 +97,9 @@ class Core(wiring.Component):
             currents = synapses.currents
             if index == 0:
                 join(currents, conductor.i)
-                currents = conductor.o
+                m.submodules.skid = skid = Skid(conductor.o.signature)
+                wiring.connect(m, conductor.o, skid.i)
+                currents = skid.o
             if index == len(spec.neurons):
                 join(currents, readout.currents)
                 break

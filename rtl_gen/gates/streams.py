@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Module, Shape, Signal, signed, unsigned
+from amaranth.hdl import Module, Mux, Shape, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -77,6 +77,30 @@ class CurrentFormat:
     @property
     def signature(self) -> stream.Signature:
         return stream.Signature(self.layout)
+
+
+class Skid(wiring.Component):
+    """Two registers that cut a stream's ``ready`` (and payload) from what comes before: one cycle later, full throughput.
+
+    Members
+    -------
+    i, o: streams of ``signature``.
+    """
+
+    def __init__(self, signature: stream.Signature):
+        super().__init__({"i": In(signature), "o": Out(signature)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        spare, held = Signal.like(self.i.payload, reset_less=True), Signal()
+        m.d.comb += self.i.ready.eq(~held)
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += [self.o.valid.eq(held | self.i.valid), self.o.payload.eq(Mux(held, spare, self.i.payload)), held.eq(0)]
+        with m.Elif(self.i.valid & ~held):
+            m.d.sync += held.eq(1)
+        with m.If(~held):
+            m.d.sync += spare.eq(self.i.payload)
+        return m
 
 
 class Throttle(wiring.Component):

@@ -45,6 +45,11 @@ class SynapsesSpec:
         return self.events.value.hi > 1
 
     @property
+    def row_count(self) -> int:
+        """Rows of the weight memory."""
+        return self.passes * self.events.size
+
+    @property
     def rows(self) -> list[int]:
         """The weight memory: row ``pass * sources + source`` holds the weights of ``lanes`` outputs, the first lowest."""
         mask = (1 << self.weight_bits) - 1
@@ -79,11 +84,11 @@ class Synapses(wiring.Component):
         m = Module()
         spec, out = self.spec, self.spec.currents
         ratio = spec.lanes // out.lanes  # chunks a pass; the last pass may have fewer
-        m.submodules.weights = weights = Memory(shape=spec.lanes * spec.weight_bits, depth=len(spec.rows), init=spec.rows)
+        m.submodules.weights = weights = Memory(shape=spec.lanes * spec.weight_bits, depth=spec.row_count, init=spec.rows)
         read = weights.read_port()
 
         # Issue: an event, or a chunk to send, enters the pipeline each cycle; nothing in it ever waits.
-        base = Signal(range(len(spec.rows)))  # first row of this pass
+        base = Signal(range(spec.row_count))  # first row of this pass
         chunk = Signal(range(out.chunks))  # next chunk of the step
         part = Signal(range(ratio))  # its place among the accumulators
         touched = Signal()  # this step has events

@@ -156,6 +156,25 @@ def test_second_layer_below_is_within_twice_of_what_is_reached() -> None:
     assert -2 * 36 <= proved.lo <= seen.lo
 
 
+def test_what_was_sent_is_taken_back_at_once() -> None:
+    """Weights that are all positive, and yet a negative potential: what three sources sent one by one, they take back together."""
+
+    def layer(name: str, weight: list[list[int]], theta: list[int] | None) -> Linear:
+        threshold = None if theta is None else torch.tensor(theta)
+        return Linear(name, torch.tensor(weight), torch.zeros(len(weight), dtype=torch.int64), threshold, 8, None if theta else 1.0)
+
+    early_and_late = layer("early and late", [[1], [1]], [1, 4])  # fire in every step; in the last of four
+    falling = layer("falling", [[5, -100]] * 3, [5] * 3)  # three steps up, then down again
+    together = layer("together", [[9, 9, 9]], [27])
+    net = IntegerNet("falling", 4, 4, None, (1,), 1, (early_and_late, falling, together, layer("last", [[1]], None)))
+    trace = simulate(net, torch.tensor([[1]]))
+    assert trace.spikes[1][:7, 0, 0].tolist() == [1, 1, 1, -1, -1, -1, 0]
+    seen, proved = extremes(net, torch.tensor([[1]]))[2]["potential"], _layer(net, 2).potential
+    assert seen.lo == -27
+    assert proved.lo == -4 * 27, "at most T spikes were sent, at most T are taken back"
+    assert_within(net, torch.tensor([[1]]))
+
+
 def test_the_read_out_is_tight() -> None:
     net = _net([[5]], [[1], [1]], theta1=1, last_bias=-3)
     assert _layer(net, 2).potential == Interval(4 * -3, 4 * (2 - 3))

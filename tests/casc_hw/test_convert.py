@@ -228,12 +228,12 @@ def test_relu_scale_is_the_percentile_of_its_activations() -> None:
 
 def test_relu_scales_cancel_and_half_a_level_is_added() -> None:
     model, images = _model(12, 20, 4, activation=nn.ReLU, norm=False), _pixels(200, 12) / 255
-    result = convert(model, input_shape=(12,), levels=16, calibration=images)
+    result = convert(model, input_shape=(12,), levels=2, calibration=images)
     first, last = result.net.layers
     assert first.threshold is not None
     scale = result.scales["fc0"]
     assert torch.allclose((first.weight * 255 / first.threshold[:, None] * scale).double(), model.fc0.weight, atol=0.01)
-    assert torch.allclose((first.bias / first.threshold - 0.5 / 16).double(), model.fc0.bias / scale, atol=0.01)
+    assert torch.allclose((first.bias / first.threshold - 0.5 / 2).double(), model.fc0.bias / scale, atol=0.01)
     assert torch.allclose((last.weight / last.scale / scale).double(), model.fc1.weight, atol=0.02)
 
 
