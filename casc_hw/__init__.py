@@ -1,13 +1,33 @@
-"""The network side: integers, ClipQuan, conversion, the reference. Knows torch, and no hardware."""
+"""The network side: integers, ClipQuan, conversion, the reference. Knows torch, and no hardware.
 
-from casc_hw.bounds import LayerBounds, bounds
-from casc_hw.clipquan import ClipQuan
-from casc_hw.convert import Conversion, convert
-from casc_hw.errors import CascError
-from casc_hw.fixed import Interval
-from casc_hw.network import IntegerNet, Linear
-from casc_hw.reference import Answer, Trace, quantised_ann, simulate, sleep_bound
-from casc_hw.vectors import save_vectors
+Names are imported when first used, so that what needs no torch (errors, intervals) does not wait for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casc_hw.intervals import LayerBounds, bounds
+    from casc_hw.clipquan import ClipQuan
+    from casc_hw.conversion import Conversion, convert
+    from casc_hw.errors import CascError
+    from casc_hw.fixed import Interval
+    from casc_hw.network import IntegerNet, Linear
+    from casc_hw.reference import Answer, Trace, quantised_ann, simulate, sleep_bound
+    from casc_hw.vectors import save_vectors
+
+_HOME = {
+    "intervals": ("LayerBounds", "bounds"),
+    "clipquan": ("ClipQuan",),
+    "conversion": ("Conversion", "convert"),
+    "errors": ("CascError",),
+    "fixed": ("Interval",),
+    "network": ("IntegerNet", "Linear"),
+    "reference": ("Answer", "Trace", "quantised_ann", "simulate", "sleep_bound"),
+    "vectors": ("save_vectors",),
+}
 
 __all__ = [
     "Answer",
@@ -26,3 +46,10 @@ __all__ = [
     "simulate",
     "sleep_bound",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"casc_hw.{module}"), name)
+    raise AttributeError(f"module 'casc_hw' has no attribute {name!r}")

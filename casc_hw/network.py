@@ -72,7 +72,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class IntegerNet:
-    """A converted network (see `casc_hw.convert`), ready for the reference and for hardware.
+    """A converted network (see `casc_hw.conversion`), ready for the reference and for hardware.
 
     Attributes
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casc_hw.bounds import LayerBounds, bounds
+from casc_hw.intervals import LayerBounds, bounds
 from casc_hw.fixed import Interval
 from casc_hw.network import IntegerNet, Linear
 from casc_hw.reference import sleep_bound

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from casc_hw.bounds import bounds
+from casc_hw.intervals import bounds
 from casc_hw.errors import CascError
 from casc_hw.network import IntegerNet
 from rtl_gen.budget import Budget

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from casc_hw import CascError, ClipQuan, IntegerNet, convert, quantised_ann
-from casc_hw.convert import MAX_THRESHOLD, quantise
+from casc_hw.conversion import MAX_THRESHOLD, quantise
 
 
 def _model(
