@@ -9,7 +9,35 @@ from amaranth.lib import wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
+from casc_hw.errors import CascError
+from rtl_gen.cycles import worst_cycles
 from rtl_gen.gates.link import HostLink, LinkSpec
+from rtl_gen.plan import Plan
+
+BAUD = 1_000_000
+"""Bits a second on the wire: exact in the 12 and in the 25 MHz of the boards' oscillators."""
+
+
+def link_spec(plan: Plan, clock_hz: float, baud: int = BAUD) -> LinkSpec:
+    """The host link of ``plan``'s core where ``io`` runs at ``clock_hz``; CascError where the link cannot carry the network.
+
+    The watchdog leaves the longest image there can be eight times the cycles it needs, ``sync`` being at least ``io``'s eighth.
+    """
+    try:
+        return LinkSpec(
+            digest=bytes.fromhex(plan.digest),
+            levels=plan.levels,
+            margin=plan.margin,
+            input_shape=plan.input_shape,
+            input_max=plan.input_max,
+            outputs=tuple(layer.outputs for layer in plan.layers),
+            beat=plan.beat,
+            clock_hz=clock_hz,
+            watchdog=min(64 * worst_cycles(plan.spec) + 1_000_000, (1 << 32) - 1),
+            baud=baud,
+        )
+    except ValueError as error:
+        raise CascError(f"{plan.net}: {error}; choose another baud rate or a smaller network") from error
 
 
 class BoardTop(wiring.Component):

@@ -112,20 +112,23 @@ class BuildResult:
 
 
 def build(core: Any, board: Target, out_dir: Path, *, name: str = "top", seeds: Sequence[int] = (1,),
-          progress: Callable[[str], None] = lambda message: None) -> BuildResult:
+          progress: Callable[[str], None] = lambda message: None,
+          finish: Callable[[Path, BuildResult], None] = lambda work, result: None) -> BuildResult:
     """Build ``core`` (see :class:`boards.platform.Core`) for ``board`` into the folder ``out_dir``, as ``<name>.bit`` or ``.bin``.
 
     Place and route runs once for each of nextpnr's ``seeds``, and the fastest ``sync`` is kept. ``progress`` is told, in words, what
-    begins. The folder appears, or takes an older one's place, by a rename at the very end; until then an older one stays as it is.
+    begins; ``finish`` may add to the folder before it appears under its name. The folder appears, or takes an older one's place, by a rename at the very end; until then an older one stays as it is.
     Raises :class:`CascError` if a tool is missing or fails, or if ``io`` or ``sync`` cannot run at a frequency the board makes; what
     had been written by then is kept beside, in ``<out_dir>-failed``.
     """
     out_dir = Path(out_dir).absolute()
-    _tidy(out_dir)
     work = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.building")
+    steps = _Build(core, board, work, name, seeds, progress)
+    _tidy(out_dir)
     work.mkdir(parents=True)
     try:
-        result = _Build(core, board, work, name, seeds, progress).run()
+        result = steps.run()
+        finish(work, result)
     except CascError as error:
         failed = out_dir.with_name(f"{out_dir.name}-failed")
         shutil.rmtree(failed, ignore_errors=True)

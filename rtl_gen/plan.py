@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,6 +138,13 @@ def make_plan(
             break
         best = min(moves, key=lambda move: move.merit)
     return _plan(net, budget, best, 0 if images is None else len(activities))
+
+
+def plan_of(net: IntegerNet, budget: Budget, lanes: Sequence[tuple[int, int]], beat: int, *, images: Any = None) -> Plan:
+    """The plan with just these (synapse, neuron) lanes by layer and this beat; nothing is chosen or refused."""
+    activities = assume(net) if images is None else measure(net, images[:ACTIVITY_IMAGES])
+    chosen = _Candidate(net, budget, activities, [Lanes(*lane) for lane in lanes], beat)
+    return _plan(net, budget, chosen, 0 if images is None else len(activities))
 
 
 class _Candidate:

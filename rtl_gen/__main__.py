@@ -1,0 +1,612 @@
+"""The command line. Everything heavy is imported inside functions, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from casc_hw.errors import CascError
+
+EPILOG = "Every verb explains itself: python -m rtl_gen build --help"
+
+
+class Root(click.Group):
+    """Turns the user's errors into one sentence and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CascError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}; make room or choose another place", err=True)
+        ctx.exit(1)
+
+
+@click.group(cls=Root, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
+def main(debug: bool) -> None:
+    """From a converted PyTorch network to a spiking FPGA bitstream that gives the same answer.
+
+    \b
+    Examples:
+      python -m rtl_gen build                              the example network, down to a ULX3S bitstream
+      python -m rtl_gen build --net net.pt --board icebreaker
+      python -m rtl_gen sim --net net.pt --images 200      every spike against the PyTorch reference
+      python -m rtl_gen serve                              the whole board in a simulator, behind a terminal
+      python -m rtl_gen run --port /dev/ttyUSB0 image.npy  the answer of the board on the desk
+    """
+
+
+def _net(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt]."
+    )(command)
+
+
+def _board(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--board", "board_name", default="ulx3s", show_default=True, help="A board; see `boards`.")(command)
+
+
+def _data(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--data", type=click.Path(path_type=Path), help="Images: .npy, or .npz with 'images' [default: <net>_images.npz beside the network]."
+    )(command)
+
+
+def _planning(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--lanes", multiple=True, metavar="LAYER=N", help="Synapse lanes of a layer, instead of the planner's choice."),
+        click.option("--max-share", type=float, default=0.8, show_default=True, help="Share of the device that may be filled."),
+        click.option("--fastest", is_flag=True, help="As fast as the device allows, whatever the area."),
+    ):
+        command = option(command)
+    return command
+
+
+def _json(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
+
+
+@main.command()
+@_net
+@_board
+@_data
+@_planning
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make [default: build/<net>-<board>].")
+@click.option("--prove", type=click.IntRange(0), default=20, show_default=True, help="Images simulated against the reference first.")
+@click.option("--seeds", type=click.IntRange(1, 64), default=1, show_default=True, help="Placements to try; the fastest is kept.")
+@click.option("--baud", type=click.IntRange(1), default=1_000_000, show_default=True, help="Bits a second of the host link.")
+@_json
+def build(
+    net_path: Path | None,
+    board_name: str,
+    data: Path | None,
+    lanes: tuple[str, ...],
+    max_share: float,
+    fastest: bool,
+    out: Path | None,
+    prove: int,
+    seeds: int,
+    baud: int,
+    as_json: bool,
+) -> None:
+    """Plan, prove by simulation, synthesise, route, and report.
+
+    \b
+    Examples:
+      python -m rtl_gen build
+      python -m rtl_gen build --net examples/digits_mlp.pt --board icebreaker
+      python -m rtl_gen build --net net.pt --board ulx3s-45f --fastest --seeds 4
+    """
+    import boards
+    from boards.top import BoardTop, link_spec
+    from rtl_gen import tools
+    from rtl_gen.build import build as build_bitstream
+    from rtl_gen.gates.core import Core
+    from rtl_gen.report import summary, write_report
+
+    board = boards.get(board_name)
+    net, plan, images, labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    link = link_spec(plan, board.source_hz, baud)
+    if prove:
+        tools.verilator_environment()
+    out = out or Path("build") / f"{net.name}-{board.name}"
+    sim = None
+    with _progress(as_json) as progress:
+        if prove:
+            progress(f"simulating {min(prove, len(images))} images against the reference")
+            sim = _simulate(net, plan, images[:prove], out.with_name(f"{out.name}-sim"))
+            _equal(sim, net_path)
+        result = build_bitstream(
+            BoardTop(Core(plan.spec), link, board.leds),
+            board,
+            out,
+            name=net.name,
+            seeds=range(1, seeds + 1),
+            progress=progress,
+            finish=lambda work, done: _keep(work, net, plan, done.as_json(), sim, images, labels, write_report),
+        )
+    said = sim.as_json() if sim else None
+    if as_json:
+        click.echo(json.dumps({"plan": plan.as_json(), "build": result.as_json(), "sim": said, "folder": str(out)}, default=str))
+        return
+    _table(f"{net.name} on {board.name}", summary(plan, result.as_json(), said))
+    click.echo(f"bitstream: {out / result.bitstream.name}\nreport:    {out / 'report.html'}")
+
+
+def _keep(work: Path, net: Any, plan: Any, built: Any, sim: Any, images: Any, labels: Any, write_report: Any) -> None:
+    """The parts of a build folder that are not the tools': network, plan, simulation and report."""
+    net.save(work / "net.pt")
+    (work / "plan.json").write_text(json.dumps(plan.as_json(), indent=2))
+    if sim:
+        (work / "sim.json").write_text(json.dumps(sim.as_json(), indent=2))
+    write_report(work, net, plan, images=images, labels=labels, build=built, sim=sim.as_json() if sim else None)
+
+
+@main.command()
+@_net
+@_board
+@_data
+@_planning
+@_json
+def plan(
+    net_path: Path | None, board_name: str, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, as_json: bool
+) -> None:
+    """Lanes, memories, widths, cost and speed of a network on a board, without building it.
+
+    \b
+    Examples:
+      python -m rtl_gen plan --board icebreaker --net examples/digits_mlp.pt
+      python -m rtl_gen plan --lanes 1=64 --json
+    """
+    import boards
+    from rtl_gen.report import summary
+
+    board = boards.get(board_name)
+    net, made, _images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    if as_json:
+        click.echo(json.dumps(made.as_json()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "kind", "inputs", "outputs", "bits", "lanes", "neuron lanes", "passes", "memories")
+    for layer in made.layers:
+        memories = "\n".join(f"{memory.name}: {memory.rows} x {memory.bits}, {memory.place}" for memory in layer.memories)
+        numbers = (layer.inputs, layer.outputs, layer.weight_bits, layer.synapse_lanes, layer.neuron_lanes, layer.passes)
+        table.add_row(layer.name, layer.kind, *map(str, numbers), memories)
+    Console().print(table)
+    _table(f"{net.name} on {board.name} (estimated)", summary(made, None, None))
+
+
+@main.command()
+@_net
+@_board
+@_data
+@_planning
+@click.option("--out", type=click.Path(path_type=Path), help="File to write [default: build/<net>.v].")
+def verilog(
+    net_path: Path | None, board_name: str, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, out: Path | None
+) -> None:
+    """The core as Verilog with AXI4-Stream ports, for your own SoC; lanes are planned for the board's device.
+
+    \b
+    Examples:
+      python -m rtl_gen verilog --net net.pt --out casc.v
+    """
+    import boards
+    from rtl_gen.data import write_text
+    from rtl_gen.gates.axi import AxiCore
+    from rtl_gen.verilog import to_verilog
+
+    net, made, _images, _labels = _plan(net_path, boards.get(board_name), data, lanes, max_share, fastest, None)
+    module = f"casc_{net.name.replace('-', '_')}"
+    out = out or Path("build") / f"{net.name}.v"
+    _folder(out.parent)
+    pixels = made.spec.pixels
+    header = [
+        f"// {net.name}: {' - '.join(map(str, [net.inputs, *(layer.outputs for layer in net.layers)]))}, T = {net.levels}, digest {made.digest}",
+        f"// s_axis: {pixels.size} pixels of 0..{pixels.maximum}, {pixels.beat} bytes a transfer, first pixel lowest; tlast ends an image.",
+        f"// m_axis: {net.readout.outputs} sums (two's complement; logit = sum / {net.levels * (net.readout.scale or 1):g}), class,",
+        "//         status (15:0 sleep steps, 30 malformed image, 31 not settled), cycles; tlast on the last word.",
+    ]
+    write_text(out, "\n".join(header) + "\n" + to_verilog(AxiCore(made.spec), module))
+    click.echo(f"{out}: module {module}")
+
+
+@main.command()
+@_net
+@_board
+@_data
+@_planning
+@click.option("--images", "count", type=click.IntRange(1), default=20, show_default=True, help="How many images.")
+@click.option("--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator", show_default=True)
+@click.option("--stall", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Chance that a stream stands still in a cycle.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the stalls.")
+@click.option("--vcd", type=click.Path(path_type=Path), help="Write every signal's changes here.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-sim].")
+@_json
+def sim(
+    net_path: Path | None,
+    board_name: str,
+    data: Path | None,
+    lanes: tuple[str, ...],
+    max_share: float,
+    fastest: bool,
+    count: int,
+    simulator: str,
+    stall: float,
+    seed: int,
+    vcd: Path | None,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Hold the gates to the reference: every spike of every layer in every step, every logit and the class.
+
+    \b
+    Examples:
+      python -m rtl_gen sim --images 200
+      python -m rtl_gen sim --net examples/digits_mlp.pt --board icebreaker --stall 0.3 --json
+    """
+    import boards
+
+    board = boards.get(board_name)
+    net, made, images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, count)
+    work = work or Path("build") / f"{net.name}-{board.name}-sim"
+    if vcd is not None:
+        _folder(vcd.parent)
+    with _progress(as_json) as progress:
+        progress(f"simulating {len(images)} images on {simulator}")
+        result = _simulate(net, made, images, work, simulator=simulator, stall=stall, seed=seed, vcd=vcd)
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+    else:
+        steps = result.sleep_steps
+        spread = "min {0.min}, median {0.median:g}, max {0.max}"
+        _table(
+            f"{net.name} on {simulator}, lanes planned for {board.name}",
+            [
+                ("images", str(result.images)),
+                ("spikes compared", f"{result.spikes_compared:,}"),
+                ("mismatches", str(result.mismatches)),
+                ("cycles per image, back to back", spread.format(result.cycles)),
+                ("latency in cycles, one at a time", spread.format(result.latency)),
+                ("predicted (median)", f"{made.prediction.interval:g} between images, {made.prediction.latency:g} latency"),
+                ("sleep steps", spread.format(steps)),
+                ("compiling, running", f"{result.compile_seconds} s, {result.run_seconds} s"),
+            ],
+        )
+    _equal(result, net_path)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def report(folder: Path | None) -> None:
+    """Write a build folder's report again from what the build left there.
+
+    \b
+    Examples:
+      python -m rtl_gen report build/mnist_mlp-ulx3s-85f
+    """
+    from casc_hw.network import IntegerNet
+    from rtl_gen.data import DEFAULT_NET, load_images
+    from rtl_gen.report import write_report
+
+    folder = folder or Path("build") / f"{DEFAULT_NET.stem}-ulx3s-85f"
+    said = {}
+    for part in ("plan", "build", "sim"):
+        try:
+            said[part] = json.loads((folder / f"{part}.json").read_text())
+        except FileNotFoundError:
+            if part != "sim":
+                raise CascError(f"{folder}: holds no {part}.json; build the network there first") from None
+        except ValueError as error:
+            raise CascError(f"{folder / part}.json: damaged ({error}); build again") from error
+    import boards
+
+    net = IntegerNet.load(folder / "net.pt")
+    images, labels, _where = load_images(net, None, DEFAULT_NET.with_name(f"{net.name}.pt"))
+    try:
+        choice = [(lane["synapses"], lane["neurons"]) for lane in said["plan"]["lanes"]], said["plan"]["beat"]
+    except (KeyError, TypeError) as error:
+        raise CascError(f"{folder / 'plan'}.json: has no {error}; build again") from error
+    from rtl_gen.plan import plan_of
+
+    made = plan_of(net, boards.get(said["build"]["board"]).budget, *choice, images=images)
+    write_report(folder, net, made, images=images, labels=labels, build=said["build"], sim=said.get("sim"))
+    click.echo(str(folder / "report.html"))
+
+
+@main.command("boards")
+@_json
+def list_boards(as_json: bool) -> None:
+    """The boards, and what their devices have to give."""
+    import boards
+
+    if as_json:
+        click.echo(json.dumps([{"name": board.name, "title": board.title, **board.budget.__dict__} for board in boards.all_boards()]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("board", "device", "LUT4", "block RAMs", "DSPs", "oscillator")
+    for board in boards.all_boards():
+        budget = board.budget
+        rams = f"{budget.block_rams} x {budget.block_ram_bits // 1024} Kbit"
+        table.add_row(board.name, budget.name, str(budget.lut4), rams, str(budget.dsps), f"{board.source_hz / 1e6:g} MHz")
+    Console().print(table)
+    click.echo("ulx3s is the ulx3s-85f.")
+
+
+@main.command()
+@click.option("--model", "factory", required=True, metavar="FILE.py:FUNCTION", help="Your function that returns the nn.Sequential.")
+@click.option("--weights", type=click.Path(path_type=Path), help="state_dict saved with torch.save.")
+@click.option("--shape", required=True, help="One image, for example 28x28.")
+@click.option("--input-max", type=click.IntRange(1, 255), default=255, show_default=True, help="The pixel that stands for 1.0.")
+@click.option("--bits", default="8", show_default=True, help="Weight bits: one number, or LAYER=N,LAYER=N.")
+@click.option("--mean", default="0", show_default=True, help="Input normalisation: one number, or one per channel, by commas.")
+@click.option("--std", default="1", show_default=True, help="Likewise.")
+@click.option("--levels", type=int, help="T, where the model has plain ReLU.")
+@click.option("--margin", type=int, help="Wake steps before each sleep [default: T].")
+@click.option("--sleep", type=int, help="Most sleep steps [default: until silence, exact].")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Images (.npy or .npz) as pixels; needed for ReLU.")
+@click.option("--percentile", type=float, default=0.999, show_default=True, help="Of a ReLU's calibration activations.")
+@click.option("--name", help="Of the network [default: the output file's].")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("converted.pt"), show_default=True)
+def convert(
+    factory: str,
+    weights: Path | None,
+    shape: str,
+    input_max: int,
+    bits: str,
+    mean: str,
+    std: str,
+    levels: int | None,
+    margin: int | None,
+    sleep: int | None,
+    calibrate: Path | None,
+    percentile: float,
+    name: str | None,
+    out: Path,
+) -> None:
+    """Turn a trained torch.nn.Sequential into integers.
+
+    \b
+    Examples:
+      python -m rtl_gen convert --model my.py:make_net --weights my_weights.pt --shape 28x28 --out my.pt
+      python -m rtl_gen convert --model my.py:make_relu_net --weights w.pt --shape 8x8 --levels 16 --calibrate train.npy
+    """
+    from casc_hw.conversion import convert as convert_model
+    from rtl_gen.data import load_calibration, load_model
+
+    size = tuple(_numbers("shape", shape, "x", int))
+    model = load_model(factory, weights)
+    calibration = None if calibrate is None else load_calibration(calibrate, size, input_max)
+    widths: Any = _numbers("bits", bits, ",", int)[0] if "=" not in bits else dict(_pairs("bits", bits.split(",")))
+    means, stds = _numbers("mean", mean, ",", float), _numbers("std", std, ",", float)
+    done = convert_model(
+        model,
+        input_shape=size,
+        input_max=input_max,
+        name=name or out.stem,
+        bits=widths,
+        mean=means if len(means) > 1 else means[0],
+        std=stds if len(stds) > 1 else stds[0],
+        levels=levels,
+        margin=margin,
+        sleep=sleep,
+        calibration=calibration,
+        percentile=percentile,
+    )
+    done.net.save(out)
+    rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
+    rows += [(f"{layer}: activation scale", f"{scale:g}") for layer, scale in done.scales.items() if scale != 1]
+    if done.agreement is not None:
+        rows.append(("same class as the float network", f"{done.agreement:.2%} of the calibration images"))
+    _table(f"{out}: T = {done.net.levels}, digest {done.net.digest[:16]}", rows)
+
+
+@main.command()
+@click.option("--port", required=True, help="Serial port of the board, or the terminal that `serve` names.")
+@click.option("--net", "net_path", type=click.Path(path_type=Path), help="Refuse a board that carries another network.")
+@click.option("--baud", type=click.IntRange(1), default=1_000_000, show_default=True)
+@click.option("--timeout", type=float, default=2.0, show_default=True, help="Seconds to wait for an answer, four times.")
+@click.option("--images", "count", type=click.IntRange(1), help="Only the first so many.")
+@_json
+@click.argument("images", type=click.Path(path_type=Path))
+def run(port: str, net_path: Path | None, baud: int, timeout: float, count: int | None, as_json: bool, images: Path) -> None:
+    """Ask a board. IMAGES: .npy of one image or a batch, or .npz with 'images'; integer pixels.
+
+    \b
+    Examples:
+      python -m rtl_gen run --port /dev/ttyUSB0 image.npy
+      python -m rtl_gen run --port /dev/ttyUSB0 --net examples/mnist_mlp.pt --images 20 examples/mnist_mlp_images.npz
+    """
+    from boards.host import Host
+    from rtl_gen.data import load_array
+
+    network = None
+    if net_path is not None:
+        from casc_hw.network import IntegerNet
+
+        network = IntegerNet.load(net_path)
+    array = load_array(images)
+    with Host(port, baud=baud, timeout=timeout, network=network) as host:
+        array = array[None] if array.shape == host.info.input_shape else array
+        answers = []
+        for index, answer in enumerate(host.run_all(array[:count])):
+            plain = {
+                "image": index,
+                "class": answer.class_index,
+                "logits": answer.logits.tolist(),
+                "cycles": answer.cycles,
+                "sleep_steps": answer.sleep_steps,
+            }
+            answers.append(plain)
+            if not as_json:
+                click.echo(f"image {index}: class {answer.class_index}, {answer.cycles} cycles, {answer.sleep_steps} sleep steps, logits {plain['logits']}")
+    if as_json:
+        click.echo(json.dumps(answers))
+
+
+@main.command()
+@_net
+@_board
+@_data
+@_planning
+@click.option("--link", "symlink", type=click.Path(path_type=Path), help="Make this a symbolic link to the terminal.")
+@click.option("--mhz", type=click.FloatRange(1), default=80.0, show_default=True, help="The core's clock, beside the oscillator's.")
+@click.option("--baud", type=click.IntRange(1), default=1_000_000, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-board].")
+def serve(
+    net_path: Path | None,
+    board_name: str,
+    data: Path | None,
+    lanes: tuple[str, ...],
+    max_share: float,
+    fastest: bool,
+    symlink: Path | None,
+    mhz: float,
+    baud: int,
+    work: Path | None,
+) -> None:
+    """The whole board, UART pins and all, in Verilator behind a pseudo-terminal, until Ctrl-C.
+
+    \b
+    Examples:
+      python -m rtl_gen serve --net examples/digits_mlp.pt --link /tmp/board &
+      python -m rtl_gen run --port /tmp/board examples/digits_mlp_images.npz
+    """
+    import boards
+    from boards.top import link_spec
+    from rtl_gen.gates.core import Core
+    from sim.virtual_board import build_virtual_board, running
+
+    board = boards.get(board_name)
+    net, made, _images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    spec = link_spec(made, board.source_hz, baud)
+    work = work or Path("build") / f"{net.name}-{board.name}-board"
+    with _progress(False) as progress:
+        progress(f"compiling the virtual {board.name}")
+        executable = build_virtual_board(Core(made.spec), spec, work, int(board.source_hz), int(mhz * 1e6))
+    with running(executable, symlink) as terminal:
+        click.echo(f"{net.name} on a virtual {board.name}: {symlink or terminal} ({baud} baud in simulated time). Ctrl-C ends it.")
+        sys.stdout.flush()
+        _wait()
+
+
+def _wait() -> None:
+    """Until somebody ends us."""
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+
+
+def _plan(
+    net_path: Path | None, board: Any, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, count: int | None
+) -> tuple[Any, Any, Any, Any]:
+    """Network, plan, images and labels for a verb's options."""
+    import torch
+
+    from casc_hw.network import IntegerNet
+    from rtl_gen.data import DEFAULT_NET, load_images
+    from rtl_gen.plan import make_plan
+
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
+    net_path = net_path or DEFAULT_NET
+    net = IntegerNet.load(net_path)
+    images, labels, where = load_images(net, data, net_path)
+    if count is not None and count > len(images):
+        raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
+    fixed = dict(_pairs("lanes", lanes))
+    made = make_plan(net, board.budget, images=images, lanes=fixed, max_share=max_share, fastest=fastest)
+    return net, made, images[:count], None if labels is None else labels[:count]
+
+
+def _simulate(net: Any, plan: Any, images: Any, work: Path, **options: Any) -> Any:
+    from sim.runner import run_bench
+
+    return run_bench(net, plan.spec, images, work, **options)
+
+
+def _equal(result: Any, net_path: Path | None) -> None:
+    """A mismatch is an error."""
+    if result.mismatches:
+        command = f"python -m rtl_gen sim --net {net_path}" if net_path else "python -m rtl_gen sim"
+        raise CascError(
+            f"simulation: {result.mismatches} mismatches with the reference, the first: {result.messages[0]}; repeat with `{command}` and report it"
+        )
+
+
+def _pairs(option: str, texts: Any) -> Iterator[tuple[str, int]]:
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if not name or not number.lstrip("-").isdigit():
+            raise click.UsageError(f"--{option}: {text!r} is not LAYER=N")
+        yield name, int(number)
+
+
+def _numbers(option: str, text: str, separator: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(separator)]
+    except ValueError:
+        raise click.UsageError(f"--{option}: {text!r} is not numbers separated by {separator!r}") from None
+
+
+def _folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CascError(f"{path}: cannot be made: {error.strerror}; choose another place") from error
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    click.echo(title)
+    for name, value in rows:
+        click.echo(f"  {name:<{width}}  {value}")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Tell what is under way, with a clock, on standard error."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield (lambda message: None) if quiet else (lambda message: click.echo(f"... {message}", err=True))
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=False) as bar:
+        tasks: list[Any] = []
+
+        def tell(message: str) -> None:
+            if tasks:
+                bar.update(tasks[-1], total=1, completed=1)
+            tasks.append(bar.add_task(message, total=None))
+
+        yield tell
+        if tasks:
+            bar.update(tasks[-1], total=1, completed=1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(prog_name="python -m rtl_gen")
