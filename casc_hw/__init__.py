@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from casc_hw.intervals import LayerBounds, bounds
     from casc_hw.clipquan import ClipQuan
     from casc_hw.conversion import Conversion, convert
     from casc_hw.errors import CascError
     from casc_hw.fixed import Interval
+    from casc_hw.intervals import LayerBounds, bounds
     from casc_hw.network import IntegerNet, Linear
     from casc_hw.reference import Answer, Trace, quantised_ann, simulate, sleep_bound
     from casc_hw.vectors import save_vectors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -278,7 +279,7 @@ def _absorb_scales(blocks: list[_Block], levels: int, calibration: Tensor | None
     """Fold each ReLU's clip (a percentile of its calibration activations) into the weights around it."""
     scales = {}
     x = None if calibration is None else calibration.reshape(len(calibration), -1).to(torch.float64)
-    for block, following in zip(blocks, blocks[1:], strict=False):
+    for block, following in pairwise(blocks):
         scale = 1.0
         if x is not None:
             x = x @ block.weight.T + block.bias
@@ -286,7 +287,7 @@ def _absorb_scales(blocks: list[_Block], levels: int, calibration: Tensor | None
             if x is None:
                 raise CascError(f"{block.activation_name}: ReLU needs its range measured; give calibration images")
             positive = x.clamp(min=0).flatten()
-            rank = max(int(round(percentile * len(positive))), 1)
+            rank = max(round(percentile * len(positive)), 1)
             scale = float(positive.kthvalue(rank).values) or float(positive.max()) or 1.0
             block.weight, block.bias = block.weight / scale, block.bias / scale
             following.weight = following.weight * scale

@@ -143,7 +143,7 @@ class IntegerNet:
                 f"give an array of shape (N, {', '.join(map(str, self.input_shape))})"
             )
         flat = images.reshape(len(images), -1).to(torch.int64)
-        if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) <= self.input_max):
+        if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) <= self.input_max):
             raise CascError(
                 f"image: pixels span {int(flat.min())} to {int(flat.max())}, the network takes 0 to {self.input_max}; rescale them"
             )

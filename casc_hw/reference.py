@@ -125,10 +125,7 @@ class _Run:
         spiked = torch.zeros(len(self.sums), dtype=torch.bool)
         spikes = []
         for index, layer in enumerate(self.net.layers):
-            if index:
-                current = _currents(layer, events)
-            else:
-                current = self.input_current if wake else torch.zeros_like(self.input_current)
+            current = _currents(layer, events) if index else self.input_current * wake
             if wake:
                 current = current + layer.bias
             if layer.threshold is None:

@@ -29,6 +29,7 @@ from amaranth.hdl import Elaboratable
 
 from casc_hw.errors import CascError
 from rtl_gen import tools
+from rtl_gen.budget import Budget
 
 ROUNDING = 0.999
 """nextpnr keeps periods in whole picoseconds and rounds a PLL's down, at most by this factor; the choice leaves room for it."""
@@ -37,19 +38,27 @@ ROUNDING = 0.999
 class PllSetting(Protocol):
     """What :class:`boards.clock.Pll` is."""
 
-    hz: Any
-    parameters: Any
+    @property
+    def hz(self) -> Any: ...
+    @property
+    def parameters(self) -> Any: ...
 
 
 class Target(Protocol):
     """What :class:`boards.platform.Board` is. ``limit_hz`` is the fastest the device's clock tree may run."""
 
-    name: Any
-    family: Any
-    budget: Any
-    source_hz: Any
-    limit_hz: Any
-    nextpnr: Any
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def source_hz(self) -> float: ...
+    @property
+    def limit_hz(self) -> float: ...
+    @property
+    def nextpnr(self) -> tuple[str, ...]: ...
 
     def platform(self) -> Platform: ...
     def pll(self, wish_hz: float) -> Any: ...
@@ -111,9 +120,16 @@ class BuildResult:
         return plain | {"bitstream": self.bitstream.name, "logs": {step: log.name for step, log in self.logs.items()}}
 
 
-def build(core: Any, board: Target, out_dir: Path, *, name: str = "top", seeds: Sequence[int] = (1,),
-          progress: Callable[[str], None] = lambda message: None,
-          finish: Callable[[Path, BuildResult], None] = lambda work, result: None) -> BuildResult:
+def build(
+    core: Any,
+    board: Target,
+    out_dir: Path,
+    *,
+    name: str = "top",
+    seeds: Sequence[int] = (1,),
+    progress: Callable[[str], None] = lambda message: None,
+    finish: Callable[[Path, BuildResult], None] = lambda work, result: None,
+) -> BuildResult:
     """Build ``core`` (see :class:`boards.platform.Core`) for ``board`` into the folder ``out_dir``, as ``<name>.bit`` or ``.bin``.
 
     Place and route runs once for each of nextpnr's ``seeds``, and the fastest ``sync`` is kept. ``progress`` is told, in words, what

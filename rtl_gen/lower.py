@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casc_hw.intervals import LayerBounds, bounds
 from casc_hw.fixed import Interval
+from casc_hw.intervals import LayerBounds, bounds
 from casc_hw.network import IntegerNet, Linear
 from casc_hw.reference import sleep_bound
 from rtl_gen.gates.core import CoreSpec

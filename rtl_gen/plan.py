@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from casc_hw.intervals import bounds
 from casc_hw.errors import CascError
+from casc_hw.intervals import bounds
 from casc_hw.network import IntegerNet
 from rtl_gen.budget import Budget
 from rtl_gen.cycles import BEATS, Activity, Prediction, assume, measure, predict
@@ -192,7 +192,7 @@ def _neighbours(net: IntegerNet, current: _Candidate, fixed: Mapping[int, Lanes]
             for synapses, neurons in ((2, 1), (1, 2), (2, 2), (4, 1), (4, 2), (4, 4), (1, 4)):
                 choices.append(Lanes(min(lane.synapses * synapses, top), lane.neurons * neurons))
         for choice in choices:
-            if choice != lane and choice.synapses <= MAX_LANES and choice.neurons <= choice.synapses and choice.synapses % choice.neurons == 0:
+            if choice != lane and choice.neurons <= choice.synapses <= MAX_LANES and choice.synapses % choice.neurons == 0:
                 for beat in [current.beat, *wider[:1]]:
                     yield [*current.lanes[:index], choice, *current.lanes[index + 1 :]], beat
 
@@ -219,7 +219,7 @@ def _refuse(net: IntegerNet, smallest: _Candidate, max_share: float) -> None:
 
 
 def _plan(net: IntegerNet, budget: Budget, chosen: _Candidate, measured_on: int) -> Plan:
-    layers = []
+    layers: list[LayerPlan] = []
     for layer, bound, lane, synapses in zip(net.layers, bounds(net), chosen.lanes, chosen.spec.synapses, strict=True):
         index = len(layers)
         widths = [

@@ -32,7 +32,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Resources:
-    """Estimated use, and the device's."""
+    """Estimated use, and the device's; ``lut4`` on iCE40: logic cells."""
 
     device: str
     lut4: int
@@ -113,6 +113,8 @@ def estimate(spec: CoreSpec, budget: Budget) -> Resources:
             total = spec.readout.total.signed_bits
             lut4 += 200 + currents.lanes * (3 * total + chain) + 2 * total
             ff += 200 + currents.lanes * total
+    if not ecp5:
+        lut4 += ff // 2 + 200  # a logic cell is a LUT with a flip-flop behind it; half of the flip-flops find no LUT to share one with
     return Resources(budget.name, lut4, ff, blocks, dsps, (budget.lut4, budget.ff, budget.block_rams, budget.dsps))
 
 

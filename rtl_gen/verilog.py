@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ write_verilog -norename design.v
 # constant from the start.
 
 
-def to_verilog(component: Any, name: str) -> str:
-    """Verilog of an Amaranth component, whose ports are the module's; no source locations, so equal designs are equal texts."""
-    text = rtlil.convert(component, name=name, emit_src=False)
+def to_verilog(component: Any, name: str, ports: Sequence[Any] | None = None) -> str:
+    """Verilog of an Amaranth Elaboratable: module ``name`` with ``ports``, or with a component's own.
+
+    No source locations, so equal designs are equal texts.
+    """
+    text = rtlil.convert(component, name=name, ports=ports, emit_src=False)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "design.il").write_text(text)
         Path(folder, "design.ys").write_text(_SCRIPT)

@@ -97,7 +97,8 @@ class SpikeCheck:
         got, self.got = self.got, []
         if not wake and (not self.steps or self.wake[self.steps[0]]):  # sent ahead of the verdict that ended the sleep
             if got or active:
-                self.outcome.mismatch(f"layer {self.layer}: {got} after image {self.image} had come to rest, expected no spike", len(got) or 1)
+                message = f"layer {self.layer}: {got} after image {self.image} had come to rest, expected no spike"
+                self.outcome.mismatch(message, len(got) or 1)
             return
         if not self.steps:
             self.outcome.mismatch(f"layer {self.layer}: a wake step after the last image")
@@ -186,7 +187,7 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
     dut.stall.value = 0
     dut.pixels__valid.value = 0
     dut.result__ready.value = 1
-    cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
+    Clock(dut.clk, 10, unit="ns").start()
     for _ in range(4):
         await RisingEdge(dut.clk)
     dut.rst.value = 0
@@ -239,6 +240,7 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
 def _beats(image: Any, beat: int, bits: int) -> list[int]:
     """An image's transfers as they stand on the port: pixels, the first lowest, then ``last``."""
     pixels = [int(pixel) for pixel in image]
-    words = [sum(pixel << (bits * place) for place, pixel in enumerate(pixels[first : first + beat])) for first in range(0, len(pixels), beat)]
+    groups = [pixels[first : first + beat] for first in range(0, len(pixels), beat)]
+    words = [sum(pixel << (bits * place) for place, pixel in enumerate(group)) for group in groups]
     words[-1] |= 1 << (bits * beat)
     return words

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from amaranth.back import verilog
 from amaranth.hdl import ClockDomain, Elaboratable, Module
 
 from boards.top import BoardTop
 from casc_hw.errors import CascError
 from rtl_gen.gates.link import LinkSpec
-from rtl_gen.tools import find, verilator_environment
+from rtl_gen.tools import verilator_environment
+from rtl_gen.verilog import to_verilog
 
 HARNESS = Path(__file__).with_name("virtual_board.cpp")
 LEDS = 8
@@ -45,8 +44,7 @@ def board_verilog(core: Any, spec: LinkSpec) -> str:
     top = BoardTop(core, spec, LEDS)
     clocked = _Clocked(top)
     ports = [clocked.io.clk, clocked.sync.clk, top.rx, top.tx, top.leds, top.busy]
-    with mock.patch.dict(os.environ, {"YOSYS": find("yosys").path, "AMARANTH_USE_YOSYS": "system"}):
-        return str(verilog.convert(clocked, ports=ports, emit_src=False, strip_internal_attrs=True))
+    return to_verilog(clocked, "top", ports)
 
 
 def build_virtual_board(core: Any, spec: LinkSpec, out_dir: str | os.PathLike[str], io_hz: int, sync_hz: int) -> Path:

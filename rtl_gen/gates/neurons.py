@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
@@ -131,7 +132,7 @@ class NeuronArray(wiring.Component):
         tags = [Signal(tag, name=f"tag_{stage}") for stage in range(LATENCY)]
         for field_name, value in {"on": enter, "skip": skip, "last": last, "step": step, "chunk": chunk, "t": t}.items():
             m.d.comb += getattr(tags[0], field_name).eq(value)
-        m.d.sync += [after.eq(before) for before, after in zip(tags, tags[1:], strict=False)]
+        m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
         m.d.comb += self.busy.eq(Cat(after.on for after in tags[1:]).any())
         done = tags[-1]
         ups, downs = [], []

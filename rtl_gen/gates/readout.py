@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -111,9 +111,8 @@ class ReadOut(wiring.Component):
         with m.If(self.result.ready):
             m.d.sync += self.result.valid.eq(0)
         with m.FSM():
-            with m.State("wait"):
-                with m.If(self.currents.valid):
-                    m.next = "add"
+            with m.State("wait"), m.If(self.currents.valid):
+                m.next = "add"
             with m.State("add"):
                 skip = self.currents.p.empty & ~step.first
                 last = Mux(self.currents.p.empty, skip | (chunk == chunks - 1), self.currents.p.mark)

@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, index_bits
+from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat
 
 
 @dataclass(frozen=True)
