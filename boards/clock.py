@@ -45,8 +45,10 @@ def _best(name: str, source_hz: float, wish_hz: float, settings: Settings) -> Pl
     """The last setting not above the wish."""
     number = bisect_right(settings, wish_hz, key=itemgetter(0))
     if number == 0:
-        raise CascError(f"clock: {wish_hz / 1e6:.3f} MHz is below {settings[0][0] / 1e6:.3f} MHz, the lowest the {name} PLL makes of this "
-                        f"board's oscillator; make the design faster, for example with fewer lanes or narrower weights")
+        raise CascError(
+            f"clock: {wish_hz / 1e6:.3f} MHz is below {settings[0][0] / 1e6:.3f} MHz, the lowest the {name} PLL makes of this "
+            f"board's oscillator; make the design faster, for example with fewer lanes or narrower weights"
+        )
     hz, _, parameters = settings[number - 1]
     return Pll(source_hz, hz, parameters)
 
@@ -75,9 +77,22 @@ def _ecp5_settings(source_hz: float) -> Settings:
             vco = source_hz * multiple / i
             dividers = [p for p in range(1, 129) if multiple % p == 0 and multiple // p <= 80 and 3.125e6 <= vco / p <= 400e6]
             for p in dividers[:1]:
-                settings += [(vco / s, vco / 1e6 - 1000 * i, (
-                    ("CLKI_DIV", i), ("CLKFB_DIV", multiple // p), ("CLKOP_DIV", p), ("CLKOP_CPHASE", p - 1),
-                    ("CLKOS_DIV", s), ("CLKOS_CPHASE", s - 1))) for s in range(1, 129) if 3.125e6 <= vco / s <= 400e6]
+                settings += [
+                    (
+                        vco / s,
+                        vco / 1e6 - 1000 * i,
+                        (
+                            ("CLKI_DIV", i),
+                            ("CLKFB_DIV", multiple // p),
+                            ("CLKOP_DIV", p),
+                            ("CLKOP_CPHASE", p - 1),
+                            ("CLKOS_DIV", s),
+                            ("CLKOS_CPHASE", s - 1),
+                        ),
+                    )
+                    for s in range(1, 129)
+                    if 3.125e6 <= vco / s <= 400e6
+                ]
     return tuple(sorted(settings))
 
 
@@ -105,9 +120,15 @@ def _ice40_settings(source_hz: float) -> Settings:
         for f, q in product(range(128), range(1, 7)):
             out = pfd * (f + 1) / 2**q
             if pfd <= 133e6 and 533e6 <= out * 2**q <= 1066e6 and 16e6 <= out <= 275e6:
-                settings += [(out / half, -100 * half - r, (
-                    ("DIVR", r), ("DIVF", f), ("DIVQ", q), ("FILTER_RANGE", filter_range), ("PLLOUT_SELECT_PORTB", select)))
-                    for half, select in ((1, "GENCLK"), (2, "GENCLK_HALF")) if half == 1 or out < 32e6]
+                settings += [
+                    (
+                        out / half,
+                        -100 * half - r,
+                        (("DIVR", r), ("DIVF", f), ("DIVQ", q), ("FILTER_RANGE", filter_range), ("PLLOUT_SELECT_PORTB", select)),
+                    )
+                    for half, select in ((1, "GENCLK"), (2, "GENCLK_HALF"))
+                    if half == 1 or out < 32e6
+                ]
     return tuple(sorted(settings))
 
 
@@ -141,13 +162,39 @@ class Ecp5Clocks(Elaboratable):
         m.submodules.pll = Instance(
             "EHXPLLL",
             **{f"p_{name}": value for name, value in self.pll.parameters},
-            p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED", p_STDBY_ENABLE="DISABLED", p_DPHASE_SOURCE="DISABLED",
-            p_OUTDIVIDER_MUXA="DIVA", p_OUTDIVIDER_MUXB="DIVB", p_OUTDIVIDER_MUXC="DIVC", p_OUTDIVIDER_MUXD="DIVD",
-            p_CLKOP_ENABLE="ENABLED", p_CLKOP_FPHASE=0, p_CLKOS_ENABLE="ENABLED", p_CLKOS_FPHASE=0, p_FEEDBK_PATH="INT_OP",
-            a_ICP_CURRENT="12", a_LPF_RESISTOR="8", a_MFG_ENABLE_FILTEROPAMP="1", a_MFG_GMCREF_SEL="2",
-            i_CLKI=oscillator.i, i_CLKFB=feedback, o_CLKINTFB=feedback, o_CLKOS=sync_clk, o_LOCK=locked,
-            i_RST=Const(0), i_STDBY=Const(0), i_PHASESEL0=Const(0), i_PHASESEL1=Const(0), i_PHASEDIR=Const(1),
-            i_PHASESTEP=Const(1), i_PHASELOADREG=Const(1), i_PLLWAKESYNC=Const(0), i_ENCLKOP=Const(0), i_ENCLKOS=Const(0))
+            p_PLLRST_ENA="DISABLED",
+            p_INTFB_WAKE="DISABLED",
+            p_STDBY_ENABLE="DISABLED",
+            p_DPHASE_SOURCE="DISABLED",
+            p_OUTDIVIDER_MUXA="DIVA",
+            p_OUTDIVIDER_MUXB="DIVB",
+            p_OUTDIVIDER_MUXC="DIVC",
+            p_OUTDIVIDER_MUXD="DIVD",
+            p_CLKOP_ENABLE="ENABLED",
+            p_CLKOP_FPHASE=0,
+            p_CLKOS_ENABLE="ENABLED",
+            p_CLKOS_FPHASE=0,
+            p_FEEDBK_PATH="INT_OP",
+            a_ICP_CURRENT="12",
+            a_LPF_RESISTOR="8",
+            a_MFG_ENABLE_FILTEROPAMP="1",
+            a_MFG_GMCREF_SEL="2",
+            i_CLKI=oscillator.i,
+            i_CLKFB=feedback,
+            o_CLKINTFB=feedback,
+            o_CLKOS=sync_clk,
+            o_LOCK=locked,
+            i_RST=Const(0),
+            i_STDBY=Const(0),
+            i_PHASESEL0=Const(0),
+            i_PHASESEL1=Const(0),
+            i_PHASEDIR=Const(1),
+            i_PHASESTEP=Const(1),
+            i_PHASELOADREG=Const(1),
+            i_PLLWAKESYNC=Const(0),
+            i_ENCLKOP=Const(0),
+            i_ENCLKOS=Const(0),
+        )
         _drive_domains(m, self.pll.source_hz, oscillator.i, sync_clk, locked)
         return m
 
@@ -166,10 +213,17 @@ class Ice40Clocks(Elaboratable):
         io_clk, sync_clk, locked = Signal(), Signal(), Signal()
         m.submodules.pll = Instance(
             "SB_PLL40_2_PAD",
-            **{f"p_{name}": Const(value, {"DIVR": 4, "DIVF": 7}.get(name, 3)) if isinstance(value, int) else value
-               for name, value in self.pll.parameters},
+            **{
+                f"p_{name}": Const(value, {"DIVR": 4, "DIVF": 7}.get(name, 3)) if isinstance(value, int) else value
+                for name, value in self.pll.parameters
+            },
             p_FEEDBACK_PATH="SIMPLE",
             i_PACKAGEPIN=platform.request(platform.default_clk, dir="-").io,
-            i_RESETB=Const(1), i_BYPASS=Const(0), o_PLLOUTGLOBALA=io_clk, o_PLLOUTGLOBALB=sync_clk, o_LOCK=locked)
+            i_RESETB=Const(1),
+            i_BYPASS=Const(0),
+            o_PLLOUTGLOBALA=io_clk,
+            o_PLLOUTGLOBALB=sync_clk,
+            o_LOCK=locked,
+        )
         _drive_domains(m, self.pll.source_hz, io_clk, sync_clk, locked)
         return m

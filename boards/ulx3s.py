@@ -15,6 +15,16 @@ _DEVICES = {  # the 12F is the 25F's die, and nextpnr offers all of it
 }
 
 BOARDS = tuple(
-    Board(name=f"ulx3s-{size}f", title=f"Radiona ULX3S, {budget.name}", family="ecp5", budget=budget, amaranth_platform=platform,
-          source_hz=25e6, limit_hz=257e6, leds=8, nextpnr=(f"--{size}k", "--package", "CABGA381", "--speed", "6"))
-    for size, (platform, budget) in _DEVICES.items())
+    Board(
+        name=f"ulx3s-{size}f",
+        title=f"Radiona ULX3S, {budget.name}",
+        family="ecp5",
+        budget=budget,
+        amaranth_platform=platform,
+        source_hz=25e6,
+        limit_hz=257e6,
+        leds=8,
+        nextpnr=(f"--{size}k", "--package", "CABGA381", "--speed", "6"),
+    )
+    for size, (platform, budget) in _DEVICES.items()
+)

@@ -38,7 +38,7 @@ _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeErr
 """What zipfile and torch.load raise on a damaged archive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """A fully connected layer in integers: ``current = weight @ events + bias``.
 
@@ -70,7 +70,7 @@ class Linear:
         return int(self.weight.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegerNet:
     """A converted network (see `casc_hw.conversion`), ready for the reference and for hardware.
 
@@ -92,7 +92,7 @@ class IntegerNet:
     input_shape: tuple[int, ...]
     input_max: int
     layers: tuple[Linear, ...]
-    meta: dict[str, Any] = field(default_factory=dict, compare=False)
+    meta: dict[str, Any] = field(default_factory=dict)
     """Plain values a person may want to know (accuracies, how it was trained); nothing depends on it."""
 
     def __post_init__(self) -> None:
@@ -115,11 +115,7 @@ class IntegerNet:
     def digest(self) -> str:
         """SHA-256 (hex) of everything the answer depends on."""
         sha = hashlib.sha256()
-        sha.update(
-            json.dumps(
-                [FORMAT, VERSION, self.levels, self.margin, self.sleep, list(self.input_shape), self.input_max]
-            ).encode()
-        )
+        sha.update(json.dumps([FORMAT, VERSION, self.levels, self.margin, self.sleep, list(self.input_shape), self.input_max]).encode())
         for layer in self.layers:
             sha.update(json.dumps([layer.bits, list(layer.weight.shape), layer.scale]).encode())
             for tensor in (layer.weight, layer.bias, layer.threshold):
@@ -134,9 +130,7 @@ class IntegerNet:
     def check_images(self, images: Tensor) -> Tensor:
         """``images`` as int64 of shape (batch, inputs); CascError if their shape or a pixel does not fit."""
         if images.is_floating_point() and not torch.equal(images, images.round()):
-            raise CascError(
-                f"image: pixels must be integers 0 to {self.input_max}, got fractions; multiply by the pixel maximum and round"
-            )
+            raise CascError(f"image: pixels must be integers 0 to {self.input_max}, got fractions; multiply by the pixel maximum and round")
         if images.ndim < 1 or images[0:1].numel() != self.inputs:
             raise CascError(
                 f"image: shape {tuple(images.shape)} is not a batch of {self.input_shape}; "
@@ -324,6 +318,10 @@ def _check(net: IntegerNet) -> None:
 
 def _check_layer(net: IntegerNet, index: int, layer: Linear, inputs: int) -> None:
     where, last = layer.name or f"layer {index}", index == len(net.layers) - 1
+    if not 0 < len(layer.name) <= 64 or not layer.name.isprintable():
+        raise CascError(f"layer {index}: name {_short(layer.name)} is not 1 to 64 printable characters; give another name")
+    if layer.name in (other.name for other in net.layers[:index]):
+        raise CascError(f"layer {index}: name {_short(layer.name)} is taken by an earlier layer; give another name")
     if layer.bits not in WEIGHT_BITS:
         raise CascError(f"{where}: {_short(layer.bits)}-bit weights; use one of {', '.join(map(str, WEIGHT_BITS))}")
     if layer.weight.numel() == 0:
@@ -348,7 +346,9 @@ def _check_layer(net: IntegerNet, index: int, layer: Linear, inputs: int) -> Non
             )
         channel = int(layer.threshold.argmin())
         if int(layer.threshold[channel]) < 1:
-            raise CascError(f"{where}: threshold of channel {channel} is {int(layer.threshold[channel])}, it must be positive; convert again")
+            raise CascError(
+                f"{where}: threshold of channel {channel} is {int(layer.threshold[channel])}, it must be positive; convert again"
+            )
         if int(layer.threshold.max()) >= MAX_SUM:
             raise CascError(f"{where}: threshold reaches {int(layer.threshold.max())}, the most is {MAX_SUM - 1}; use fewer weight bits")
     if (size := max(abs(int(layer.bias.min())), abs(int(layer.bias.max())))) >= MAX_SUM:

@@ -31,7 +31,7 @@ class Root(click.Group):
             if ctx.params.get("debug"):
                 raise
             click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}; make room or choose another place", err=True)
-        ctx.exit(1)
+        return ctx.exit(1)
 
 
 @click.group(cls=Root, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -50,9 +50,9 @@ def main(debug: bool) -> None:
 
 
 def _net(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt]."
-    )(command)
+    return click.option("--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt].")(
+        command
+    )
 
 
 def _board(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,9 @@ def _board(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _data(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "--data", type=click.Path(path_type=Path), help="Images: .npy, or .npz with 'images' [default: <net>_images.npz beside the network]."
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Images: .npy, or .npz with 'images' [default: <net>_images.npz beside the network].",
     )(command)
 
 
@@ -216,8 +218,9 @@ def verilog(
     out = out or Path("build") / f"{net.name}.v"
     _folder(out.parent)
     pixels = made.spec.pixels
+    sizes = " - ".join(map(str, [net.inputs, *(layer.outputs for layer in net.layers)]))
     header = [
-        f"// {net.name}: {' - '.join(map(str, [net.inputs, *(layer.outputs for layer in net.layers)]))}, T = {net.levels}, digest {made.digest}",
+        f"// {net.name}: {sizes}, T = {net.levels}, digest {made.digest}",
         f"// s_axis: {pixels.size} pixels of 0..{pixels.maximum}, {pixels.beat} bytes a transfer, first pixel lowest; tlast ends an image.",
         f"// m_axis: {net.readout.outputs} sums (two's complement; logit = sum / {net.levels * (net.readout.scale or 1):g}), class,",
         "//         status (15:0 sleep steps, 30 malformed image, 31 not settled), cycles; tlast on the last word.",
@@ -233,7 +236,9 @@ def verilog(
 @_planning
 @click.option("--images", "count", type=click.IntRange(1), default=20, show_default=True, help="How many images.")
 @click.option("--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator", show_default=True)
-@click.option("--stall", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Chance that a stream stands still in a cycle.")
+@click.option(
+    "--stall", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Chance that a stream stands still in a cycle."
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the stalls.")
 @click.option("--vcd", type=click.Path(path_type=Path), help="Write every signal's changes here.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-sim].")
@@ -456,7 +461,8 @@ def run(port: str, net_path: Path | None, baud: int, timeout: float, count: int 
             }
             answers.append(plain)
             if not as_json:
-                click.echo(f"image {index}: class {answer.class_index}, {answer.cycles} cycles, {answer.sleep_steps} sleep steps, logits {plain['logits']}")
+                spent = f"{answer.cycles} cycles, {answer.sleep_steps} sleep steps"
+                click.echo(f"image {index}: class {answer.class_index}, {spent}, logits {plain['logits']}")
     if as_json:
         click.echo(json.dumps(answers))
 
@@ -551,7 +557,8 @@ def _equal(result: Any, net_path: Path | None) -> None:
     if result.mismatches:
         command = f"python -m rtl_gen sim --net {net_path}" if net_path else "python -m rtl_gen sim"
         raise CascError(
-            f"simulation: {result.mismatches} mismatches with the reference, the first: {result.messages[0]}; repeat with `{command}` and report it"
+            f"simulation: {result.mismatches} mismatches with the reference, the first: {result.messages[0]}; "
+            f"repeat with `{command}` and report it"
         )
 
 

@@ -81,13 +81,25 @@ class _Flow:
 
 _FLOWS = {
     "ecp5": _Flow(
-        ("yosys", "nextpnr-ecp5", "ecppack"), "synth_ecp5 -top top", ("--lpf", "top.lpf"), "textcfg", "config", ".bit",
+        ("yosys", "nextpnr-ecp5", "ecppack"),
+        "synth_ecp5 -top top",
+        ("--lpf", "top.lpf"),
+        "textcfg",
+        "config",
+        ".bit",
         {"io": "CLKI", "sync": "CLKOS"},
-        {"LUT4": "TRELLIS_COMB", "FF": "TRELLIS_FF", "block RAM": "DP16KD", "DSP": "MULT18X18D"}),
+        {"LUT4": "TRELLIS_COMB", "FF": "TRELLIS_FF", "block RAM": "DP16KD", "DSP": "MULT18X18D"},
+    ),
     "ice40": _Flow(
-        ("yosys", "nextpnr-ice40", "icepack"), "synth_ice40 -device u -dsp -top top", ("--pcf", "top.pcf"), "asc", "asc", ".bin",
+        ("yosys", "nextpnr-ice40", "icepack"),
+        "synth_ice40 -device u -dsp -top top",
+        ("--pcf", "top.pcf"),
+        "asc",
+        "asc",
+        ".bin",
         {"io": "PLLOUTGLOBALA", "sync": "PLLOUTGLOBALB"},
-        {"LUT4": "ICESTORM_LC", "block RAM": "ICESTORM_RAM", "DSP": "ICESTORM_DSP", "SPRAM": "ICESTORM_SPRAM"}),
+        {"LUT4": "ICESTORM_LC", "block RAM": "ICESTORM_RAM", "DSP": "ICESTORM_DSP", "SPRAM": "ICESTORM_SPRAM"},
+    ),
 }
 
 
@@ -133,7 +145,8 @@ def build(
     """Build ``core`` (see :class:`boards.platform.Core`) for ``board`` into the folder ``out_dir``, as ``<name>.bit`` or ``.bin``.
 
     Place and route runs once for each of nextpnr's ``seeds``, and the fastest ``sync`` is kept. ``progress`` is told, in words, what
-    begins; ``finish`` may add to the folder before it appears under its name. The folder appears, or takes an older one's place, by a rename at the very end; until then an older one stays as it is.
+    begins; ``finish`` may add to the folder before it appears under its name. The folder appears, or takes an older one's place, by
+    a rename at the very end; until then an older one stays as it is.
     Raises :class:`CascError` if a tool is missing or fails, or if ``io`` or ``sync`` cannot run at a frequency the board makes; what
     had been written by then is kept beside, in ``<out_dir>-failed``.
     """
@@ -155,8 +168,10 @@ def build(
         raise
     _replace(work, out_dir)
     moved = {step: out_dir / log.name for step, log in result.logs.items()}
-    return BuildResult(**{field.name: getattr(result, field.name) for field in fields(result)}
-                       | {"bitstream": out_dir / result.bitstream.name, "logs": moved})
+    return BuildResult(
+        **{field.name: getattr(result, field.name) for field in fields(result)}
+        | {"bitstream": out_dir / result.bitstream.name, "logs": moved}
+    )
 
 
 def _tidy(out_dir: Path) -> None:
@@ -223,23 +238,35 @@ class _Build:
                 else:
                     file.rename(self.work / f"top.{file.name.split('.', 1)[1]}")
         if fmax["io"] < self.board.source_hz:
-            raise CascError(f"io: routing met {fmax['io'] / 1e6:.2f} MHz, and the oscillator runs at {self.board.source_hz / 1e6:g} MHz; "
-                            f"try other seeds than {self.seeds}, or leave more of the device free")
+            raise CascError(
+                f"io: routing met {fmax['io'] / 1e6:.2f} MHz, and the oscillator runs at {self.board.source_hz / 1e6:g} MHz; "
+                f"try other seeds than {self.seeds}, or leave more of the device free"
+            )
         pll = self.board.pll(min(ROUNDING * fmax["sync"], self.board.limit_hz))
 
         self.retune(netlist, pll)
         if self.fmax(netlist, "top.report.json")["sync"] < pll.hz:
-            raise CascError(f"sync: the PLL makes {pll.hz / 1e6:.3f} MHz, more than the final timing allows; "
-                            f"see {self.work / 'top.report.json'}")
+            raise CascError(
+                f"sync: the PLL makes {pll.hz / 1e6:.3f} MHz, more than the final timing allows; see {self.work / 'top.report.json'}"
+            )
         routed, bitstream = f"top.{self.flow.routed}", self.work / (self.name + self.flow.bitstream)
         options = ["--compress", "--input", routed, "--bit"] if pack == "ecppack" else [routed]
         self.step("pack", pack, [*options, bitstream.name], f"bitstream, sync at {pll.hz / 1e6:.2f} MHz")
         result = BuildResult(
-            board=self.board.name, device=self.board.budget.name, bitstream=bitstream, sync_mhz=pll.hz / 1e6,
-            io_mhz=self.board.source_hz / 1e6, fmax_mhz={domain: hz / 1e6 for domain, hz in fmax.items()},
-            utilisation=self.utilisation(netlist), seconds=self.seconds,
-            tools={tool: found.version for tool, found in self.tools.items()}, seed=seed, digest=digest,
-            bitstream_digest=hashlib.sha256(bitstream.read_bytes()).hexdigest(), logs=self.logs)
+            board=self.board.name,
+            device=self.board.budget.name,
+            bitstream=bitstream,
+            sync_mhz=pll.hz / 1e6,
+            io_mhz=self.board.source_hz / 1e6,
+            fmax_mhz={domain: hz / 1e6 for domain, hz in fmax.items()},
+            utilisation=self.utilisation(netlist),
+            seconds=self.seconds,
+            tools={tool: found.version for tool, found in self.tools.items()},
+            seed=seed,
+            digest=digest,
+            bitstream_digest=hashlib.sha256(bitstream.read_bytes()).hexdigest(),
+            logs=self.logs,
+        )
         (self.work / "build.json").write_text(json.dumps(result.as_json(), indent=2) + "\n")
         return result
 
@@ -259,8 +286,14 @@ class _Build:
         self.logs[step] = log = self.work / f"{step}.log"
         begin = time.monotonic()
         with log.open("w") as output:
-            status = subprocess.run([self.tools[tool].path, *arguments], cwd=self.work, stdin=subprocess.DEVNULL, stdout=output,
-                                    stderr=subprocess.STDOUT, check=False).returncode
+            status = subprocess.run(
+                [self.tools[tool].path, *arguments],
+                cwd=self.work,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
         self.seconds[step] = round(time.monotonic() - begin, 2)
         if status != 0:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -270,9 +303,24 @@ class _Build:
     def place_and_route(self, netlist: dict[str, Any], seed: int) -> dict[str, float]:
         """Place and route with one seed; return what was met in ``io`` and ``sync``, in Hz."""
         reload = ["--write", f"seed{seed}.routed.json"] if self.board.family == "ice40" else []
-        self.step(f"route{seed}", self.flow.tools[1],
-                  [*self.device, "--json", "top.json", "--seed", str(seed), "--timing-allow-fail", "--report", f"seed{seed}.report.json",
-                   f"--{self.flow.routed_option}", f"seed{seed}.{self.flow.routed}", *reload], f"place and route, seed {seed}")
+        self.step(
+            f"route{seed}",
+            self.flow.tools[1],
+            [
+                *self.device,
+                "--json",
+                "top.json",
+                "--seed",
+                str(seed),
+                "--timing-allow-fail",
+                "--report",
+                f"seed{seed}.report.json",
+                f"--{self.flow.routed_option}",
+                f"seed{seed}.{self.flow.routed}",
+                *reload,
+            ],
+            f"place and route, seed {seed}",
+        )
         return self.fmax(netlist, f"seed{seed}.report.json")
 
     def fmax(self, netlist: dict[str, Any], report: str) -> dict[str, float]:
@@ -284,8 +332,10 @@ class _Build:
             names = {name for name, net in netlist["modules"]["top"]["netnames"].items() if net["bits"] == wire}
             found = [float(clock["achieved"]) * 1e6 for net, clock in clocks.items() if net.removeprefix("$glbnet$") in names]
             if len(found) != 1:
-                raise CascError(f"{domain}: nextpnr timed {len(found)} clocks for this domain, not one, of {sorted(clocks)}; "
-                                f"check that the core has registers in {domain!r}")
+                raise CascError(
+                    f"{domain}: nextpnr timed {len(found)} clocks for this domain, not one, of {sorted(clocks)}; "
+                    f"check that the core has registers in {domain!r}"
+                )
             met[domain] = found[0]
         return met
 
@@ -301,9 +351,22 @@ class _Build:
         parameters |= {name: value if isinstance(value, str) else f"{value:0{len(parameters[name])}b}" for name, value in pll.parameters}
         reload.write_text(json.dumps(design))
         before = _tiles(routed.read_text())
-        self.step("retune", self.flow.tools[1],
-                  [*self.device, "--json", reload.name, "--no-pack", "--no-place", "--report", "top.report.json",
-                   f"--{self.flow.routed_option}", routed.name], f"the PLL set to {pll.hz / 1e6:.2f} MHz")
+        self.step(
+            "retune",
+            self.flow.tools[1],
+            [
+                *self.device,
+                "--json",
+                reload.name,
+                "--no-pack",
+                "--no-place",
+                "--report",
+                "top.report.json",
+                f"--{self.flow.routed_option}",
+                routed.name,
+            ],
+            f"the PLL set to {pll.hz / 1e6:.2f} MHz",
+        )
         after = _tiles(routed.read_text())
         changed = [tile for tile in before.keys() | after.keys() if before.get(tile) != after.get(tile)]
         if not all(tile.startswith(".io_tile") for tile in changed):
@@ -334,8 +397,10 @@ def _retuned_config(config: str, before: dict[str, str], pll: PllSetting) -> str
 
     ``before`` holds the parameters that nextpnr was given, in binary; that each is found as expected shows that the words are understood.
     """
+
     def word(name: str, value: int) -> str:
         return f"word: {name} {value - name.endswith('DIV'):07b}"
+
     tiles = config.split("\n\n")
     (number,) = [number for number, tile in enumerate(tiles) if "\nenum: MODE EHXPLLL" in tile]
     lines = tiles[number].splitlines()

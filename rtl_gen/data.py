@@ -90,7 +90,9 @@ def load_model(factory: str, weights: Path | None) -> nn.Sequential:
             raise CascError(f"{weights}: cannot be read: {error.strerror or error}; check the name") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CascError(f"{weights}: not a state_dict of this model ({reason}); save one with torch.save(model.state_dict())") from error
+            raise CascError(
+                f"{weights}: not a state_dict of this model ({reason}); save one with torch.save(model.state_dict())"
+            ) from error
     return model
 
 

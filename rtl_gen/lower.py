@@ -45,9 +45,7 @@ def core_spec(net: IntegerNet, lanes: Sequence[Lanes], beat: int) -> CoreSpec:
             readout = ReadOutSpec(currents, schedule, tuple(layer.bias.tolist()), bound.potential)
             continue
         neurons.append(
-            NeuronSpec(
-                currents, net.levels, tuple(layer.threshold.tolist()), tuple(layer.bias.tolist()), potential_interval(bound)
-            )
+            NeuronSpec(currents, net.levels, tuple(layer.threshold.tolist()), tuple(layer.bias.tolist()), potential_interval(bound))
         )
         events = neurons[-1].events
     return CoreSpec(pixels, schedule, tuple(synapses), tuple(neurons), readout)

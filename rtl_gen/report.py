@@ -36,7 +36,14 @@ BLUE, RED, WAKE, SLEEP = "#2463a8", "#c43d32", "#fdf3d7", "#e3e9f2"
 
 
 def write_report(
-    folder: Path, net: IntegerNet, plan: Plan, *, images: Tensor | None, labels: Any = None, build: dict[str, Any] | None, sim: dict[str, Any] | None
+    folder: Path,
+    net: IntegerNet,
+    plan: Plan,
+    *,
+    images: Tensor | None,
+    labels: Any = None,
+    build: dict[str, Any] | None,
+    sim: dict[str, Any] | None,
 ) -> None:
     """Write ``report.html`` and ``report.json`` into ``folder``, each whole or not at all.
 
@@ -104,29 +111,30 @@ def _verdicts(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | No
     if build:
         clocks = _clocks(build)
         met = all(clock["runs"] <= clock["met"] for clock in clocks)
-        verdicts.append(_verdict("timing met", met, ", ".join(f"{c['domain']} {c['runs']:.2f} MHz of {c['met']:.2f}" for c in clocks) + " (nextpnr)"))
+        said = ", ".join(f"{clock['domain']} {clock['runs']:.2f} MHz of {clock['met']:.2f}" for clock in clocks)
+        verdicts.append(_verdict("timing met", met, f"{said} (nextpnr)"))
     else:
-        verdicts.append(_verdict("timing met", None, "not built"))
+        verdicts.append(_verdict("timing met", None, "routing decides", "not built"))
     if not sim:
-        verdicts.append(_verdict("bit-exact", None, "not simulated"))
+        verdicts.append(_verdict("bit-exact", None, "the gates were not held to the reference here", "not simulated"))
     elif sim["mismatches"]:
-        first = f", the first: {sim['messages'][0]}" if sim["messages"] else ""
-        verdicts.append(_verdict("bit-exact", False, f"{sim['mismatches']:,} mismatches with the reference in {sim['images']:,} images{first}"))
+        said = f"{_count(sim['mismatches'], 'difference')} from the reference in {_count(sim['images'], 'image')}"
+        verdicts.append(_verdict("bit-exact", False, said + (f", the first: {sim['messages'][0]}" if sim["messages"] else "")))
     else:
         compared = f"{sim['spikes_compared']:,} neuron steps and every sum of {_count(sim['images'], 'image')} equal the reference's"
         verdicts.append(_verdict("bit-exact", True, f"{compared} ({sim['simulator']})"))
-    verdicts.append(_verdict("physical board", None, "not tried; nothing here was measured on one"))
+    verdicts.append(_verdict("physical board", None, "nothing here was measured on one", "not tried"))
     return verdicts
 
 
-def _verdict(name: str, good: bool | None, why: str) -> dict[str, Any]:
-    return {"name": name, "good": good, "answer": {True: "yes", False: "NO", None: "unknown"}[good], "why": why}
+def _verdict(name: str, good: bool | None, why: str, unknown: str = "") -> dict[str, Any]:
+    return {"name": name, "good": good, "answer": {True: "yes", False: "NO", None: unknown}[good], "why": why}
 
 
 def _clocks(build: dict[str, Any]) -> list[dict[str, Any]]:
     """Per domain the frequency it runs at and what routing met, in MHz."""
     runs = {"sync": build["sync_mhz"], "io": build["io_mhz"]}
-    return [{"domain": domain, "runs": runs.get(domain, 0.0), "met": met} for domain, met in sorted(build["fmax_mhz"].items(), reverse=True)]
+    return [{"domain": domain, "runs": mhz, "met": build["fmax_mhz"][domain]} for domain, mhz in runs.items()]
 
 
 def _speed(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None) -> dict[str, Any]:
@@ -153,12 +161,12 @@ def _speed(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None)
 def _utilisation(plan: Plan, build: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Per kind of resource: estimated, used (nextpnr; None without a build), available, and the share taken by the better figure."""
     used = build["utilisation"] if build else {}
-    rows = []
-    for kind, estimated, available in plan.resources.rows():
-        rows.append({"kind": kind, "estimated": estimated, "used": None, "available": available})
-        if kind in used:
-            rows[-1]["used"], rows[-1]["available"] = used[kind]
-    rows += [{"kind": kind, "estimated": None, "used": count, "available": have} for kind, (count, have) in used.items() if kind not in {r["kind"] for r in rows}]
+    planned = {kind: (estimated, available) for kind, estimated, available in plan.resources.rows()}
+    rows: list[dict[str, Any]] = []
+    for kind in planned | used:
+        estimated, have = planned.get(kind, (None, 0))
+        count, available = used.get(kind, (None, have))
+        rows.append({"kind": kind, "estimated": estimated, "used": count, "available": available})
     for row in rows:
         amount = row["estimated"] if row["used"] is None else row["used"]
         row["share"] = amount / row["available"] if row["available"] else 2.0 * (amount > 0)
@@ -237,7 +245,9 @@ def _notes(meta: dict[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str,
             for key, item in value.items():
                 yield from lines(item, f"{name}: {key}" if name else key)
         else:
-            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            if isinstance(value, bool):
+                value = "yes" if value else "no"
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield name, text if len(text) <= 200 else text[:197] + "..."
 
     results = meta.get("results")
@@ -294,7 +304,8 @@ def _image(activity: dict[str, Any]) -> str:
         pixels = pixels.reshape(1, -1)
     figure = _figure(2.6, 2.6)
     axes = figure.subplots()
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=activity["pixel_maximum"], interpolation="nearest", aspect="equal" if len(pixels) > 1 else "auto")
+    aspect = "equal" if len(pixels) > 1 else "auto"
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=activity["pixel_maximum"], interpolation="nearest", aspect=aspect)  # type: ignore[arg-type]
     axes.set_xticks([])
     axes.set_yticks([])
     return _encoded(figure)
@@ -315,13 +326,15 @@ def _logits(activity: dict[str, Any]) -> str:
 
 def _shade(axes: Axes, wake: list[bool]) -> None:
     """Wake and sleep steps behind the picture, counted from 1."""
+    from matplotlib.ticker import MaxNLocator
+
     begin = 0
     for step in range(1, len(wake) + 1):
         if step == len(wake) or wake[step] != wake[begin]:
             axes.axvspan(begin + 0.5, step + 0.5, color=WAKE if wake[begin] else SLEEP, zorder=0, linewidth=0)
             begin = step
     axes.set_xlim(0.5, len(wake) + 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _raster(activity: dict[str, Any]) -> str:
@@ -336,7 +349,7 @@ def _raster(activity: dict[str, Any]) -> str:
             events = [(step + 1, neuron) for step, neuron, spike in layer["spikes"] if (spike > 0) == positive]
             axes.scatter([step for step, _ in events], [neuron for _, neuron in events], s=size, c=colour, marker="s", linewidths=0)
         axes.set_ylim(layer["neurons"] - 0.4, -0.6)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
         axes.set_ylabel("neuron", fontsize=8)
         back = sum(spike < 0 for _, _, spike in layer["spikes"])
         _title(axes, f"{layer['name'][:40]}: {_count(len(layer['spikes']), 'spike')}, {back} of them negative")
@@ -349,22 +362,22 @@ def _membranes(activity: dict[str, Any]) -> str:
     chosen = [(layer, neuron) for layer in activity["layers"] for neuron in layer["traced"]]
     rows = -(-len(chosen) // 2)
     figure = _figure(8.2, 1.5 * rows + 0.3)
-    panels = figure.subplots(rows, 2, squeeze=False, sharex=True).flat
+    panels = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
     for axes, (layer, traced) in zip(panels, chosen, strict=False):
         _shade(axes, activity["wake"])
         spikes = {step: spike for step, neuron, spike in layer["spikes"] if neuron == traced["neuron"]}
         after = [value / traced["threshold"] for value in traced["potential"]]
         before = [value + spikes.get(step, 0) for step, value in enumerate(after)]
-        axes.plot([0, *(step + 1 for step in range(len(after)) for _ in "ab")], [0, *(value for pair in zip(before, after, strict=True) for value in pair)],
-                  color="#444444", linewidth=1)  # fmt: skip
+        teeth = [value for pair in zip(before, after, strict=True) for value in pair]
+        axes.plot([0, *(step // 2 + 1 for step in range(len(teeth)))], [0, *teeth], color="#444444", linewidth=1)
         for step, spike in spikes.items():
-            axes.plot([step + 1, step + 1], [before[step], after[step]], color=BLUE if spike > 0 else RED, linewidth=2.2, solid_capstyle="butt")
+            axes.vlines(step + 1, *sorted((before[step], after[step])), color=BLUE if spike > 0 else RED, linewidth=2.2)
         for level in (0, 1):
             axes.axhline(level, color="#888888", linewidth=0.7, linestyle=(0, (4, 3)))
         _title(axes, f"{layer['name'][:24]}, neuron {traced['neuron']}: threshold {traced['threshold']:,}")
         axes.set_ylabel("potential / threshold", fontsize=7)
-    for axes in list(panels)[len(chosen) :]:
+    for axes in panels[len(chosen) :]:
         axes.set_visible(False)
-    for axes in figure.axes[-2:]:
+    for axes in panels[-2:]:
         axes.set_xlabel("step", fontsize=8)
     return _encoded(figure)

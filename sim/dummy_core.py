@@ -18,7 +18,7 @@ HANG, EARLY, SLOW, LATE = 255, 254, 253, 252
 def dummy_answer(image: Sequence[int], beat: int) -> list[int]:
     """The words of `DummyCore`'s result for an image that lets it answer."""
     total, first = sum(image), image[0]
-    return [total, -total, first - 1000, total % 4, -(-len(image) // beat) , len(image)]
+    return [total, -total, first - 1000, total % 4, -(-len(image) // beat), len(image)]
 
 
 class DummyCore(wiring.Component):

@@ -167,12 +167,12 @@ class NeuronArray(wiring.Component):
         m.d.sync += credits.eq(credits - enter + (done.on & ~push) + (self.volleys.valid & self.volleys.ready))
         return m
 
-    def _lane(self, m: Module, lane: int, tags, state, constant, result, up: Signal, down: Signal) -> None:  # type: ignore[no-untyped-def]
+    def _lane(self, m: Module, lane: int, tags, state, constant, result, up: Signal, down: Signal) -> None:
         """The datapath of one neuron a cycle; registers of stage k hold the chunk of ``tags[k]``."""
         spec = self.spec
         shape = signed(spec.potential.bits)
 
-        def register(name: str, value, like=shape) -> Signal:  # type: ignore[no-untyped-def]
+        def register(name: str, value, like=shape) -> Signal:
             signal = Signal(like, name=f"{name}_{lane}", reset_less=True)
             m.d.sync += signal.eq(value)
             return signal

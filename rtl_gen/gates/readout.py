@@ -97,9 +97,7 @@ class ReadOut(wiring.Component):
             write.addr.eq(chunk),
         ]
         m.d.comb += [
-            write.data[lane].eq(
-                Mux(step.first, fresh.data[lane], read.data[lane]) + Mux(self.currents.p.empty, 0, self.currents.p.x[lane])
-            )
+            write.data[lane].eq(Mux(step.first, fresh.data[lane], read.data[lane]) + Mux(self.currents.p.empty, 0, self.currents.p.x[lane]))
             for lane in range(lanes)
         ]
 

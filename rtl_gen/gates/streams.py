@@ -46,9 +46,7 @@ class EventFormat:
 
     @property
     def layout(self) -> data.StructLayout:
-        return data.StructLayout(
-            {"mark": 1, "step": STEP, "address": unsigned(index_bits(self.size)), "value": shape_of(self.value)}
-        )
+        return data.StructLayout({"mark": 1, "step": STEP, "address": unsigned(index_bits(self.size)), "value": shape_of(self.value)})
 
     @property
     def signature(self) -> stream.Signature:

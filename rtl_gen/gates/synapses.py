@@ -158,7 +158,7 @@ class Synapses(wiring.Component):
         return m
 
 
-def _delay(m: Module, value, stages: int, name: str, reset: bool = False):  # type: ignore[no-untyped-def]
+def _delay(m: Module, value, stages: int, name: str, reset: bool = False):
     """``value`` as it was ``stages`` cycles ago."""
     for stage in range(stages):
         delayed = Signal.like(value, name=f"{name}_{stage + 1}", reset_less=not reset)

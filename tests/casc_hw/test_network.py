@@ -138,6 +138,11 @@ def _nan(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def _twice(content: Any) -> Any:
+    content["layers"][1]["name"] = content["layers"][0]["name"]
+    return content
+
+
 BAD_FIELDS = {
     "not a dictionary": (lambda content: [1, 2], r"is a list, not a dictionary"),
     "format": (_set("format", to="onnx"), r"format is 'onnx', not 'casc-net'"),
@@ -148,6 +153,9 @@ BAD_FIELDS = {
     "name empty": (_set("name", to=""), r"name: '' is not 1 to 64"),
     "name long": (_set("name", to="n" * 5000), r"name: 'nnn.*\.\.\. is not 1 to 64"),
     "name not a text": (_set("name", to=5), r"name is 5, not a value of type str"),
+    "layer name empty": (_set("layers", 0, "name", to=""), r"layer 0: name '' is not 1 to 64 printable"),
+    "layer name with an escape": (_set("layers", 0, "name", to="\x1b[2J"), r"layer 0: name .* is not 1 to 64 printable"),
+    "layer name twice": (lambda content: _twice(content), r"layer 1: name .* is taken by an earlier layer"),
     "levels 0": (_set("levels", to=0), r"levels: 0 is not an integer from 1 to 255"),
     "levels 256": (_set("levels", to=256), r"levels: 256 is not an integer from 1 to 255"),
     "levels text": (_set("levels", to="8"), r"levels is '8', not a value of type int"),

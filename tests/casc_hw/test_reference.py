@@ -234,7 +234,7 @@ def test_equals_the_float_clipquan_model(make_net: Net, make_images: Images) -> 
 def test_extremes_of_the_format(pixel: int, weight: int, bias: int, theta: int) -> None:
     def layer(inputs: int, outputs: int, last: bool = False) -> Linear:
         return Linear(
-            name="layer",
+            name=f"layer_{inputs}_{outputs}",
             weight=torch.full((outputs, inputs), weight),
             bias=torch.full((outputs,), bias),
             threshold=None if last else torch.full((outputs,), theta),

@@ -143,9 +143,10 @@ def _make_net(
     layers = []
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = index == len(sizes) - 2
-        typical = max(int(spread * (input_max if index == 0 else 1) * half * inputs**0.5 / 2), 1)
-        weight = [[chance.choice((-half, half - 1, chance.randrange(-half, half))) for _ in range(inputs)] for _ in range(outputs)]
-        bias = [chance.randint(-(typical // 2), typical // 2) for _ in range(outputs)]
+        typical = max(int(spread * (2 * input_max if index == 0 else 0.5) * half * inputs**0.5 / 2), 1)
+        weight = [[chance.choice((-half, half - 1, *(chance.randrange(-half, half) for _ in range(6)))) for _ in range(inputs)]
+                  for _ in range(outputs)]  # fmt: skip
+        bias = [chance.randint(-(typical // 4), typical // 4) for _ in range(outputs)]
         threshold = None if last else torch.tensor([chance.randint(1, 2 * typical) for _ in range(outputs)])
         layers.append(Linear(f"layer{index}", torch.tensor(weight), torch.tensor(bias), threshold, bits, 100.0 if last else None))
     return IntegerNet("random", levels, levels if margin is None else margin, sleep, (sizes[0],), input_max, tuple(layers))
@@ -174,16 +175,16 @@ def make_images() -> Callable[..., torch.Tensor]:
 def _random_case(seed: int) -> tuple[IntegerNet, CoreSpec]:
     """A network of one to three spiking layers, and its gates with lanes drawn at random."""
     chance = random.Random(seed)
-    levels = chance.choice((1, 2, 3, 4, 7, 8, 16))
+    levels = chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 16))
     net = _make_net(
-        [chance.randint(1, 13) for _ in range(chance.randint(3, 5))],
+        [chance.choice((1, 2, 3, 5, 5, 7, 7, 8, 9, 11, 13)) for _ in range(chance.choice((3, 4, 5, 5)))],
         levels=levels,
-        margin=chance.choice((levels, chance.randint(1, levels))),
-        sleep=chance.choice((None, None, None, 0, 1, 3)),
+        margin=chance.choice((levels, chance.randint(-(-levels // 4), levels))),
+        sleep=chance.choice((None, None, None, None, None, None, 0, 1, 3)),
         bits=chance.choice((2, 3, 4, 6, 8)),
         input_max=chance.choice((1, 16, 100, 255)),
         seed=seed,
-        spread=chance.choice((0.05, 0.3, 0.5, 1.0)),
+        spread=chance.choice((0.2, 0.5, 1.0)),
     )
     lanes = []
     for layer in net.spiking:
