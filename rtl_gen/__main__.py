@@ -268,6 +268,8 @@ def sim(
     import boards
 
     board = boards.get(board_name)
+    if vcd is not None and simulator != "verilator":
+        raise CascError(f"vcd: {simulator} does not write one here; use verilator")
     net, made, images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, count)
     work = work or Path("build") / f"{net.name}-{board.name}-sim"
     if vcd is not None:
@@ -341,7 +343,7 @@ def list_boards(as_json: bool) -> None:
     import boards
 
     if as_json:
-        click.echo(json.dumps([{"name": board.name, "title": board.title, **board.budget.__dict__} for board in boards.all_boards()]))
+        click.echo(json.dumps([{**board.budget.__dict__, "name": board.name, "device": board.budget.name, "title": board.title} for board in boards.all_boards()]))
         return
     from rich.console import Console
     from rich.table import Table

@@ -20,6 +20,8 @@ from rtl_gen.resources import MemoryPlan, Resources, estimate, memories
 MAX_SHARE = 0.8
 """Share of each resource a plan may fill unless told otherwise: routing needs room, and the model may err."""
 MAX_LANES = 256
+BALANCED_LANES = 64
+"""Lanes a plan goes up to unless it is to be the fastest: wider rows of weights take nextpnr long to route."""
 ACTIVITY_IMAGES = 64
 """Images measured for the choice of lanes."""
 
@@ -130,8 +132,9 @@ def make_plan(
     activities = assume(net) if images is None else measure(net, images[:ACTIVITY_IMAGES])
     best = _Candidate(net, budget, activities, [fixed.get(index, Lanes(1, 1)) for index in range(len(net.layers))], 1)
     _refuse(net, best, max_share)
+    top = MAX_LANES if fastest else BALANCED_LANES
     while True:
-        moves = [_Candidate(net, budget, activities, *choice) for choice in _neighbours(net, best, fixed)]
+        moves = [_Candidate(net, budget, activities, *choice) for choice in _neighbours(net, best, fixed, top)]
         moves = [move for move in moves if move.resources.share(budget) <= max_share and move.cost < best.cost * 0.995]
         moves = [move for move in moves if fastest or move.merit < best.merit]
         if not moves:
@@ -175,7 +178,7 @@ def _fixed(net: IntegerNet, wished: Mapping[str, int]) -> dict[int, Lanes]:
     return fixed
 
 
-def _neighbours(net: IntegerNet, current: _Candidate, fixed: Mapping[int, Lanes]) -> Iterator[tuple[list[Lanes], int]]:
+def _neighbours(net: IntegerNet, current: _Candidate, fixed: Mapping[int, Lanes], top: int) -> Iterator[tuple[list[Lanes], int]]:
     """Plans one change away: a layer's synapse lanes, neuron lanes or both doubled, or wider pixel transfers."""
     wider = [beat for beat in BEATS if beat > current.beat]
     for beat in wider[:2]:
@@ -188,11 +191,11 @@ def _neighbours(net: IntegerNet, current: _Candidate, fixed: Mapping[int, Lanes]
             passes = -(-layer.outputs // lane.synapses)
             choices += [Lanes(-(-layer.outputs // fewer), -(-layer.outputs // fewer)) for fewer in (passes // 2, 1) if fewer]
         else:
-            top = 1 << (layer.outputs - 1).bit_length()
+            most = min(1 << (layer.outputs - 1).bit_length(), top)
             for synapses, neurons in ((2, 1), (1, 2), (2, 2), (4, 1), (4, 2), (4, 4), (1, 4)):
-                choices.append(Lanes(min(lane.synapses * synapses, top), lane.neurons * neurons))
+                choices.append(Lanes(min(lane.synapses * synapses, most), lane.neurons * neurons))
         for choice in choices:
-            if choice != lane and choice.neurons <= choice.synapses <= MAX_LANES and choice.synapses % choice.neurons == 0:
+            if choice != lane and choice.neurons <= choice.synapses <= top and choice.synapses % choice.neurons == 0:
                 for beat in [current.beat, *wider[:1]]:
                     yield [*current.lanes[:index], choice, *current.lanes[index + 1 :]], beat
 

@@ -344,10 +344,11 @@ def _raster(activity: dict[str, Any]) -> str:
     panels = figure.subplots(len(layers), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, layer, height in zip(panels, layers, heights, strict=True):
         _shade(axes, wake)
-        size = min(max(height * 72 / layer["neurons"], 1.2), 7) ** 2
+        thick = min(max(height * 72 / layer["neurons"], 1.2), 5)
         for positive, colour in ((True, BLUE), (False, RED)):
             events = [(step + 1, neuron) for step, neuron, spike in layer["spikes"] if (spike > 0) == positive]
-            axes.scatter([step for step, _ in events], [neuron for _, neuron in events], s=size, c=colour, marker="s", linewidths=0)
+            begins, rows = [step - 0.3 for step, _ in events], [neuron for _, neuron in events]
+            axes.hlines(rows, begins, [begin + 0.6 for begin in begins], colors=colour, linewidth=thick)
         axes.set_ylim(layer["neurons"] - 0.4, -0.6)
         axes.locator_params(axis="y", integer=True)
         axes.set_ylabel("neuron", fontsize=8)

@@ -102,6 +102,7 @@ def estimate(spec: CoreSpec, budget: Budget) -> Resources:
         lut4 += currents.lanes * currents.width * {1: 0, 2: 1, 4: 2, 8: 4}.get(ratio, ratio // 2)
         lut4 += 60 if synapses.passes > 1 else 0
         ff += 110 + synapses.lanes * (synapses.weight_bits + product + currents.width) + currents.lanes * currents.width
+        ff += synapses.relays * synapses.lanes * (synapses.weight_bits + product)
         dsps += synapses.lanes if synapses.multiplies else 0
         if index == 0:
             lut4 += 120

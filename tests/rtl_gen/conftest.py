@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from amaranth.hdl import Const, Elaboratable, Module, Shape, Value
+from amaranth.hdl import Const, Elaboratable, Module, Shape, Signal, Value
 from amaranth.lib import data, stream
 from amaranth.sim import Simulator
 
@@ -57,13 +57,15 @@ def _drive(
     seed: int = 0,
     cycles: int = 20_000,
     quiet: int = 40,
-    hook: Callable[[Any, int, list[Any], list[Any]], bool | None] | None = None,
+    hook: Callable[[Any, int, list[Any], list[Any]], list[tuple[Any, int]] | None] | None = None,
+    until: Callable[[], bool] = lambda: True,
+    eager: Sequence[int] = (),
 ) -> list[list[Any]]:
     """Offer each source its payloads, compare what each sink takes with what it expects (the fields given; None: anything).
 
-    Ends ``quiet`` cycles after all came, in which nothing more may; fails after ``cycles``. ``hook(ctx, cycle, given, taken)``
-    sees each cycle's transfers, of sources and of sinks (None: no transfer), before its edge; True: not finished yet.
-    Returns what each sink took.
+    Ends ``quiet`` cycles after all came and ``until`` holds, in which nothing more may come; fails after ``cycles``.
+    ``hook(ctx, cycle, given, taken)`` sees each cycle's transfers, of sources and of sinks (None: no transfer), before its edge, and
+    may give (signal, value) to set after it. Sources in ``eager`` are never idle. Returns what each sink took.
     """
     chance = random.Random(seed)
     took: list[list[Any]] = [[] for _ in sinks]
@@ -78,7 +80,7 @@ def _drive(
             assert cycle < cycles, f"no end within {cycles} cycles: sent {sent}, took {[len(items) for items in took]}"
             for index, (valid, _, payload, items) in enumerate(ins):
                 if not offered[index]:
-                    offered[index] = sent[index] < len(items) and chance.random() >= stall
+                    offered[index] = sent[index] < len(items) and (index in eager or chance.random() >= stall)
                     ctx.set(valid, offered[index])
                     ctx.set(payload, items[sent[index]] if offered[index] else chance.getrandbits(len(payload)))
             ready = [chance.random() >= stall for _ in outs]
@@ -99,18 +101,21 @@ def _drive(
                     assert number < len(expected), f"sink {index}: {got} after all {number} transfers"
                     compared = {name: got[name] for name in expected[number]}
                     assert compared == expected[number], f"sink {index}, transfer {number}, cycle {cycle}, stall {stall}, seed {seed}"
-            more = hook is not None and hook(ctx, cycle, given, taken)
+            changes = hook(ctx, cycle, given, taken) if hook else None
             await ctx.tick()
+            for signal, value in changes or ():
+                ctx.set(signal, value)
             for index, number in enumerate(given):
                 if number is not None:
                     sent[index], offered[index] = number + 1, False
             done = all(count == len(entry[3]) for count, entry in zip(sent, ins, strict=True))
             done &= all(entry[4] is None or len(items) == len(entry[4]) for items, entry in zip(took, outs, strict=True))
-            rest = rest + 1 if done and not more and not any(taken) else 0
+            rest = rest + 1 if done and until() and not any(taken) else 0
             cycle += 1
 
     module = Module()
     module.submodules.dut = dut
+    module.d.sync += Signal().eq(1)  # there is a clock even where the part has none
     simulator = Simulator(module)
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
@@ -262,6 +267,8 @@ class _Rig:
             if accepted:
                 offered = False
                 ctx.set(core.pixels.valid, 0)
+            if outcome.mismatches:
+                return
             if quiet > patience:
                 outcome.mismatch(f"image {outcome.images}: no result within {patience} cycles of the one before")
                 break

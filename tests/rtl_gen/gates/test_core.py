@@ -58,11 +58,12 @@ def test_random_nets_are_worth_testing(random_case: Callable[..., Any], make_ima
 
 @pytest.mark.parametrize(("levels", "weight", "threshold"), [(1, -128, 1), (1, 127, 1), (1, -128, 1 << 40), (255, 127, (1 << 40) + 1), (255, 127, 1)])
 def test_extremes_of_the_format(levels: int, weight: int, threshold: int, run_core: Run) -> None:
-    def layer(inputs: int, outputs: int, sign: int, last: bool = False) -> Linear:
-        theta = None if last else torch.full((outputs,), threshold)
-        return Linear("layer", torch.full((outputs, inputs), weight * sign), torch.full((outputs,), 3), theta, 8, 1.0 if last else None)
+    def layer(name: str, inputs: int, outputs: int) -> Linear:
+        theta = None if name == "last" else torch.full((outputs,), threshold)
+        scale = 1.0 if theta is None else None
+        return Linear(name, torch.full((outputs, inputs), weight), torch.full((outputs,), 3), theta, 8, scale)
 
-    weights = (layer(3, 2, 1), layer(2, 2, 1), layer(2, 1, 1, last=True))
+    weights = (layer("first", 3, 2), layer("second", 2, 2), layer("last", 2, 1))
     net = IntegerNet("extreme", levels, levels, None, (3,), 255, weights)
     images = torch.tensor([[255] * 3, [0] * 3])
     assert_right(run_core(net, core_spec(net, [Lanes(2, 2), Lanes(1, 1), Lanes(1, 1)], 2), images), 2, f"weights {weight}")
@@ -79,7 +80,7 @@ def test_margins_and_sleeps(make_net: Callable[..., IntegerNet], make_images: An
 
 
 def test_lanes_change_nothing_but_the_time(make_net: Callable[..., IntegerNet], make_images: Any, run_core: Run) -> None:
-    net = make_net((13, 9, 5), levels=4, margin=3, seed=11)
+    net = make_net((13, 9, 7, 5), levels=4, margin=3, seed=11)
     images = make_images(net, 3)
     cycles = []
     for hidden, last, beat in [(Lanes(1, 1), 1, 1), (Lanes(16, 16), 5, 8), (Lanes(6, 2), 2, 2), (Lanes(5, 1), 3, 4)]:
