@@ -101,7 +101,7 @@ def _passes(synapses: SynapsesSpec, events: int) -> int:
     if events == 0:
         return 1
     ratio = min(synapses.lanes // synapses.currents.lanes, synapses.currents.chunks)
-    return (synapses.passes - 1) * (events + 1) + synapses.passes * (1 + (ratio - 1) * (SEND + 2 * synapses.relays))
+    return (synapses.passes - 1) * (events + 1) + synapses.passes * (1 + (ratio - 1) * SEND)
 
 
 def _input(spec: CoreSpec, activity: Activity) -> int:

@@ -102,7 +102,6 @@ def estimate(spec: CoreSpec, budget: Budget) -> Resources:
         lut4 += currents.lanes * currents.width * {1: 0, 2: 1, 4: 2, 8: 4}.get(ratio, ratio // 2)
         lut4 += 60 if synapses.passes > 1 else 0
         ff += 110 + synapses.lanes * (synapses.weight_bits + product + currents.width) + currents.lanes * currents.width
-        ff += synapses.relays * synapses.lanes * (synapses.weight_bits + product)
         dsps += synapses.lanes if synapses.multiplies else 0
         if index == 0:
             lut4 += 120
@@ -116,7 +115,9 @@ def estimate(spec: CoreSpec, budget: Budget) -> Resources:
             total = spec.readout.total.signed_bits
             lut4 += 200 + currents.lanes * (3 * total + chain) + 2 * total
             ff += 200 + currents.lanes * total
-    if not ecp5:
+    if ecp5:
+        lut4 = lut4 * 108 // 100  # what the model has no term for
+    else:
         lut4 += ff // 2 + 200  # a logic cell is a LUT with a flip-flop behind it; half of the flip-flops find no LUT to share one with
     return Resources(budget.name, lut4, ff, blocks, dsps, (budget.lut4, budget.ff, budget.block_rams, budget.dsps))
 

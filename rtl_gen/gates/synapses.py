@@ -11,9 +11,6 @@ from amaranth.lib.wiring import In, Out
 
 from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat
 
-RELAYED_LANES = 16
-"""So many multipliers and more are spread over the device."""
-
 
 @dataclass(frozen=True)
 class SynapsesSpec:
@@ -46,11 +43,6 @@ class SynapsesSpec:
     def multiplies(self) -> bool:
         """Whether an event needs a multiplier: its value is not just a sign."""
         return self.events.value.hi > 1
-
-    @property
-    def relays(self) -> bool:
-        """Whether registers stand on the way to the multipliers and back, which lie far apart where there are many."""
-        return self.multiplies and self.lanes >= RELAYED_LANES
 
     @property
     def row_count(self) -> int:
@@ -131,11 +123,11 @@ class Synapses(wiring.Component):
         row = Signal.like(base, reset_less=True)
         m.d.sync += row.eq(base + self.events.p.address)
         m.d.comb += read.addr.eq(row)
-        relays = spec.relays
-        fetched = _delay(m, read.data, 1 + relays, "fetched")
-        value = _delay(m, self.events.p.value, 3 + relays, "value")
-        add = _delay(m, add, 4 + 2 * relays, "add", reset=True)
-        tag = _delay(m, Cat(send, clear, last, ~touched, part, step), 4 + 2 * relays, "tag", reset=True)
+        fetched = Signal.like(read.data, reset_less=True)
+        m.d.sync += fetched.eq(read.data)
+        value = _delay(m, self.events.p.value, 3, "value")
+        add = _delay(m, add, 4, "add", reset=True)
+        tag = _delay(m, Cat(send, clear, last, ~touched, part, step), 4, "tag", reset=True)
         send, clear, last, empty = (tag[bit] for bit in range(4))
         part, step = tag[4 : 4 + len(part)], tag[4 + len(part) :]
 
@@ -143,8 +135,9 @@ class Synapses(wiring.Component):
         for lane in range(spec.lanes):
             weight = fetched.word_select(lane, spec.weight_bits).as_signed()
             result = value * weight if spec.multiplies else Mux(value < 0, -weight, weight)
-            product = _delay(m, result, 1 + relays, f"product_{lane}")
+            product = Signal(result.shape(), reset_less=True, name=f"product_{lane}")
             total = Signal(signed(out.width), name=f"sum_{lane}")
+            m.d.sync += product.eq(result)
             with m.If(clear):
                 m.d.sync += total.eq(0)
             with m.Elif(add):
