@@ -343,7 +343,14 @@ def list_boards(as_json: bool) -> None:
     import boards
 
     if as_json:
-        click.echo(json.dumps([{**board.budget.__dict__, "name": board.name, "device": board.budget.name, "title": board.title} for board in boards.all_boards()]))
+        click.echo(
+            json.dumps(
+                [
+                    {**board.budget.__dict__, "name": board.name, "device": board.budget.name, "title": board.title}
+                    for board in boards.all_boards()
+                ]
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table

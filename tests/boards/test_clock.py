@@ -49,7 +49,7 @@ def test_ecp5_settings_keep_the_limits(source: float) -> None:
 @pytest.mark.parametrize("source", [12e6, 16e6, 48e6])
 def test_ice40_settings_keep_the_limits(source: float) -> None:
     before = 0.0
-    for wish in WISHES[4 * 4:]:
+    for wish in WISHES[4 * 4 :]:
         pll = ice40_pll(source, wish)
         p = dict(pll.parameters)
         half = {"GENCLK": 1, "GENCLK_HALF": 2}[str(p["PLLOUT_SELECT_PORTB"])]
@@ -71,7 +71,12 @@ def test_ice40_settings_keep_the_limits(source: float) -> None:
 def test_icepll_agrees() -> None:
     """``icepll -i 12 -o 50`` says DIVF 66, DIVQ 4, FILTER_RANGE 1 for 50.25 MHz."""
     assert dict(ice40_pll(12e6, 50.3e6).parameters) == {
-        "DIVR": 0, "DIVF": 66, "DIVQ": 4, "FILTER_RANGE": 1, "PLLOUT_SELECT_PORTB": "GENCLK"}
+        "DIVR": 0,
+        "DIVF": 66,
+        "DIVQ": 4,
+        "FILTER_RANGE": 1,
+        "PLLOUT_SELECT_PORTB": "GENCLK",
+    }
 
 
 def test_the_steps_are_fine() -> None:

@@ -151,7 +151,7 @@ def _make_net(
         typical = max(int(spread * (2 * input_max if index == 0 else 0.5) * half * inputs**0.5 / 2), 1)
         weight = [[chance.choice((-half, half - 1, *(chance.randrange(-half, half) for _ in range(6)))) for _ in range(inputs)]
                   for _ in range(outputs)]  # fmt: skip
-        bias = [chance.randint(-(typical // 4), typical // 4) for _ in range(outputs)]
+        bias = [chance.randint(-max(typical // 4, 2), max(typical // 4, 2)) for _ in range(outputs)]
         threshold = None if last else torch.tensor([chance.randint(1, 2 * typical) for _ in range(outputs)])
         layers.append(Linear(f"layer{index}", torch.tensor(weight), torch.tensor(bias), threshold, bits, 100.0 if last else None))
     return IntegerNet("random", levels, levels if margin is None else margin, sleep, (sizes[0],), input_max, tuple(layers))
@@ -229,9 +229,7 @@ class _Rig:
         simulator.run()
         return outcomes
 
-    async def _bench(
-        self, ctx: Any, vectors: dict[str, Any], outcome: Outcome, stall: float, chance: random.Random, patience: int
-    ) -> None:
+    async def _bench(self, ctx: Any, vectors: dict[str, Any], outcome: Outcome, stall: float, chance: random.Random, patience: int) -> None:
         core, spec = self.core, self.core.spec
         layouts = [neurons.events.layout.members for neurons in spec.neurons]
         layers = [

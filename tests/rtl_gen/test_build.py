@@ -36,8 +36,14 @@ class Core(Elaboratable):
         time, bits, sum_, product, factor = Signal(24), Signal(8), Signal(32), Signal(32), Signal(16)
         m.d.comb += [up.w_data.eq(bits), up.w_en.eq(time[:3] == 0), up.r_en.eq(1), down.r_en.eq(1), read.addr.eq(sum_[:9]), read.en.eq(1)]
         m.d.io += [time.eq(time + 1), bits.eq(Cat(self.rx, bits)), self.tx.eq(down.r_data.xor()), self.leds[0].eq(time[-1])]
-        m.d.sync += [factor.eq(read.data), product.eq(factor * sum_[:16]), sum_.eq(sum_ + product + up.r_data),
-                     down.w_data.eq(sum_[16:]), down.w_en.eq(sum_[4]), self.leds[1].eq(sum_[-1])]
+        m.d.sync += [
+            factor.eq(read.data),
+            product.eq(factor * sum_[:16]),
+            sum_.eq(sum_ + product + up.r_data),
+            down.w_data.eq(sum_[16:]),
+            down.w_en.eq(sum_[4]),
+            self.leds[1].eq(sum_[-1]),
+        ]
         return m
 
 
@@ -72,6 +78,7 @@ def test_a_failing_tool_leaves_the_old_result(old_result: Path, monkeypatch: pyt
 def test_an_interrupt_leaves_the_old_result(old_result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
+
     monkeypatch.setattr(tools, "find", lambda name: tools.Tool(name, name, "1.0"))
     monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -95,7 +102,8 @@ def test_ecp5_dividers_are_replaced_in_the_pll_tile_only() -> None:
     config = f".device LFE5U-12F\n\n.tile X\nword: CLKI_DIV 0000000\n\n.tile PLL\n{words}enum: MODE EHXPLLL\n\n.tile Y\nenum: A 1\n\n"
     text = build_module._retuned_config(config, parameters, after)
     assert [line for line in text.splitlines() if line.startswith("word")][1:] == [
-        f"word: {name} {int(value) - name.endswith('DIV'):07b}" for name, value in after.parameters]
+        f"word: {name} {int(value) - name.endswith('DIV'):07b}" for name, value in after.parameters
+    ]
     assert text.split("\n\n")[:2] + text.split("\n\n")[3:] == config.split("\n\n")[:2] + config.split("\n\n")[3:]
     assert build_module._retuned_config(text, {name: f"{value:b}" for name, value in after.parameters}, before) == config
     with pytest.raises(ValueError, match="not in list"):
@@ -114,7 +122,11 @@ def test_a_bitstream_with_its_clock_chosen(tmp_path: Path, name: str, suffix: st
     assert result.utilisation["DSP"] == dsp
     budget = board.budget
     assert {kind: available for kind, (_, available) in result.utilisation.items() if kind != "SPRAM"} == {
-        "LUT4": budget.lut4, "FF": budget.ff, "block RAM": budget.block_rams, "DSP": budget.dsps}
+        "LUT4": budget.lut4,
+        "FF": budget.ff,
+        "block RAM": budget.block_rams,
+        "DSP": budget.dsps,
+    }
     assert result.utilisation["block RAM"][0] >= 1
     assert result.utilisation["FF"][0] > 100
     assert len(steps) == len(result.seconds)

@@ -164,9 +164,7 @@ def test_convert_then_plan_then_verilog(rtl_gen: Any, tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 3))\n"
     )
     torch.manual_seed(1)
-    model = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(12, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3)
-    )
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 9), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(9, 3))
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     np.save(tmp_path / "images.npy", np.random.default_rng(1).integers(0, 256, (50, 3, 4), dtype=np.uint8))
     arguments = ["--model", "model.py:make", "--weights", "weights.pt", "--shape", "3x4", "--levels", "16", "--out", "my.pt"]
@@ -190,7 +188,9 @@ def test_build_report_and_rebuild(rtl_gen: Any, tmp_path: Path) -> None:
     done = rtl_gen("build", "--net", DIGITS, "--board", "ulx3s-12f", "--prove", "3")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "build" / "digits_mlp-ulx3s-12f"
-    assert {"digits_mlp.bit", "report.html", "report.json", "plan.json", "build.json", "sim.json", "net.pt"} <= {p.name for p in folder.iterdir()}
+    assert {"digits_mlp.bit", "report.html", "report.json", "plan.json", "build.json", "sim.json", "net.pt"} <= {
+        p.name for p in folder.iterdir()
+    }
     built = json.loads((folder / "build.json").read_text())
     assert built["fmax_mhz"]["sync"] >= built["sync_mhz"] >= 60
     before = (folder / "report.html").stat().st_mtime_ns

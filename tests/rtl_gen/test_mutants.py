@@ -19,7 +19,7 @@ from rtl_gen.gates import core as gates
 from rtl_gen.gates.core import CoreSpec
 from rtl_gen.lower import Lanes, core_spec
 
-SEED = 62
+SEED, QUIET_SEED = 451, 4
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,22 @@ MUTANTS = [
     Mutant("a step overtakes the one before", "neurons", "(quiet | int(chunks < LATENCY))", "quiet"),
     Mutant("active forgets the layers before", "neurons", "done.step.active | spiked | before", "spiked | before"),
     Mutant("active forgets the chunks before", "neurons", "done.step.active | spiked | before", "done.step.active | spiked"),
-    Mutant("negative spikes sent as positive", "neurons", "(volley.up & ~rest & pending).any(), 1, -1)", "(volley.up & ~rest & pending).any(), 1, 1)"),
+    Mutant(
+        "negative spikes sent as positive",
+        "neurons",
+        "(volley.up & ~rest & pending).any(), 1, -1)",
+        "(volley.up & ~rest & pending).any(), 1, 1)",
+    ),
     Mutant("the step's last spike is lost", "neurons", "Mux(volley.mark, ~pending.any(), ~rest.any())", "~rest.any()"),
     Mutant("credits are not given back", "neurons", "+ (done.on & ~push) +", "+"),
     Mutant("neurons' lanes in the wrong order", "synapses", "enumerate(group)", "enumerate(group[::-1])"),
     Mutant("chunks of a pass in the wrong order", "synapses", "self.currents.p.x.eq(parts[part])", "self.currents.p.x.eq(parts[part ^ 1])"),
-    Mutant("accumulators are not cleared", "synapses", "with m.If(clear):\n                m.d.sync += total.eq(0)", "with m.If(0):\n                m.d.sync += total.eq(0)"),
+    Mutant(
+        "accumulators are not cleared",
+        "synapses",
+        "with m.If(clear):\n                m.d.sync += total.eq(0)",
+        "with m.If(0):\n                m.d.sync += total.eq(0)",
+    ),
     Mutant("-1 adds the weight", "synapses", "Mux(value < 0, -weight, weight)", "weight"),
     Mutant("every pass reads the first rows", "synapses", "base.eq(base + spec.events.size)", "base.eq(0)"),
     Mutant("a chunk overtakes the one before", "synapses", "send.eq(~pending | taken)", "send.eq(1)"),
@@ -77,7 +87,9 @@ MUTANTS = [
     Mutant("a wake step may be judged", "readout", "silent.eq(~step.wake & ~step.active)", "silent.eq(~step.active)"),
     Mutant("the sleep's bound is one less", "readout", "slept == schedule.sleep_limit - 1", "slept >= schedule.sleep_limit - 2"),
     Mutant("steps sent ahead are counted", "readout", "m.Elif(sleeping):", "m.Elif(1):"),
-    Mutant("the silent step is not counted", "readout", "status.sleep_steps.eq(sleep_steps + ~step.wake)", "status.sleep_steps.eq(sleep_steps)"),
+    Mutant(
+        "the silent step is not counted", "readout", "status.sleep_steps.eq(sleep_steps + ~step.wake)", "status.sleep_steps.eq(sleep_steps)"
+    ),
     Mutant("sleep steps of all images", "readout", "sleep_steps.eq(0),\n", "sleep_steps.eq(sleep_steps + 1),\n"),
     Mutant("arg max takes the highest of equals", "readout", "(logit > best)", "(logit >= best)"),
     Mutant("arg max remembers the last image", "readout", "(index == 0) | (logit > best)", "(logit > best)"),
@@ -98,8 +110,14 @@ def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mutant", module)  # where dataclasses look for it
     exec(compile(text.replace(mutant.old, mutant.new), f"<{mutant.what}>", "exec"), module.__dict__)
     for name, value in vars(module).items():
-        if isinstance(value, type) and issubclass(value, Component) and value.__module__ == "mutant":
+        if not isinstance(value, type) or value.__module__ != "mutant":
+            continue
+        if issubclass(value, Component):
             monkeypatch.setattr(gates, name, value)
+        else:  # a spec: the cases hold the original's instances
+            for member, what in vars(value).items():
+                if isinstance(what, property):
+                    monkeypatch.setattr(getattr(original, name), member, what)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +126,11 @@ def cases(make_net: Callable[..., IntegerNet], make_images: Any) -> list[tuple[I
     net = make_net((5, 7, 6, 3), levels=4, margin=3, bits=3, input_max=5, seed=SEED)
     images = make_images(net, 5, SEED)
     short = replace(net, margin=2, sleep=2)
+    quiet = make_net((5, 4, 3, 2), levels=4, bits=3, input_max=5, seed=QUIET_SEED, spread=1.0)
     return [
         (net, core_spec(net, [Lanes(4, 2), Lanes(4, 1), Lanes(2, 2)], 2), images),
         (short, core_spec(short, [Lanes(2, 1), Lanes(8, 4), Lanes(3, 3)], 4), images),
+        (quiet, core_spec(quiet, [Lanes(2, 2), Lanes(2, 1), Lanes(2, 2)], 1), make_images(quiet, 5, QUIET_SEED)),
     ]
 
 
@@ -124,13 +144,17 @@ def check(cases: list[tuple[IntegerNet, CoreSpec, torch.Tensor]], run_core: Call
 
 
 def test_the_cases_show_what_the_mutants_touch(cases: list[tuple[IntegerNet, CoreSpec, torch.Tensor]]) -> None:
-    (net, spec, images), (short, *_) = cases
-    trace, cut = simulate(net, images), simulate(short, images)
+    (net, spec, images), (short, *_), (quiet, _, dim) = cases
+    trace, cut, calm = simulate(net, images), simulate(short, images), simulate(quiet, dim)
     for layer in (0, 1):
         assert {0, 1} <= set(trace.spikes[layer].unique().tolist())
+        assert trace.spikes[layer][:, :, -1].any(), "the last neuron is silent"
     assert (trace.spikes[1][trace.wake] < 0).any()
     assert (trace.spikes[1][~trace.wake] < 0).any()
     assert (trace.spikes[1][~trace.wake] > 0).any()
+    first, second = (spikes.ne(0).any(2) for spikes in calm.spikes)
+    assert (first & ~second & calm.active).any(), "the second layer spikes whenever the first does"
+    assert not (first | second)[calm.wake][-1].all(), "no last wake step is silent"
     assert len(trace.sleep_steps.unique()) > 2
     assert not cut.settled.all()
     top = trace.answer.sums.max(1, keepdim=True).values

@@ -62,13 +62,17 @@ def test_more_lanes_are_faster() -> None:
 
 
 def test_a_network_too_large_is_refused_with_numbers() -> None:
-    with pytest.raises(CascError, match=r"mnist_mlp: needs at least \d+ of block RAM, iCE40UP5K has 30 to give \(\d+ too few\); try a larger board"):
+    with pytest.raises(
+        CascError, match=r"mnist_mlp: needs at least \d+ of block RAM, iCE40UP5K has 30 to give \(\d+ too few\); try a larger board"
+    ):
         make_plan(MNIST, BOARDS["icebreaker"], images=images(MNIST))
     with pytest.raises(CascError, match=r"of LUT4, iCE40UP5K has 52 to give"):
         make_plan(DIGITS, BOARDS["icebreaker"], max_share=0.01)
 
 
-@pytest.mark.parametrize("bad", [{"max_share": 0.0}, {"max_share": 1.1}, {"lanes": {"none": 1}}, {"lanes": {"hidden": 0}}, {"lanes": {"hidden": 512}}])
+@pytest.mark.parametrize(
+    "bad", [{"max_share": 0.0}, {"max_share": 1.1}, {"lanes": {"none": 1}}, {"lanes": {"hidden": 0}}, {"lanes": {"hidden": 512}}]
+)
 def test_bad_parameters(bad: dict[str, object]) -> None:
     with pytest.raises(CascError, match="; "):
         make_plan(DIGITS, BOARDS["ulx3s-85f"], **bad)

@@ -56,7 +56,9 @@ def test_random_nets_are_worth_testing(random_case: Callable[..., Any], make_ima
     assert min(seen.values()) >= 3, seen
 
 
-@pytest.mark.parametrize(("levels", "weight", "threshold"), [(1, -128, 1), (1, 127, 1), (1, -128, 1 << 40), (255, 127, (1 << 40) + 1), (255, 127, 1)])
+@pytest.mark.parametrize(
+    ("levels", "weight", "threshold"), [(1, -128, 1), (1, 127, 1), (1, -128, 1 << 40), (255, 127, (1 << 40) + 1), (255, 127, 1)]
+)
 def test_extremes_of_the_format(levels: int, weight: int, threshold: int, run_core: Run) -> None:
     def layer(name: str, inputs: int, outputs: int) -> Linear:
         theta = None if name == "last" else torch.full((outputs,), threshold)

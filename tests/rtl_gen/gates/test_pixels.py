@@ -11,7 +11,9 @@ from amaranth.back import rtlil
 
 from rtl_gen.gates.pixels import PixelReader, PixelSpec
 
-SPECS = [PixelSpec(*shape) for shape in ((1, 1, 1), (1, 255, 4), (2, 255, 2), (5, 100, 1), (5, 100, 2), (13, 255, 4), (13, 5, 8), (16, 16, 8))]
+SPECS = [
+    PixelSpec(*shape) for shape in ((1, 1, 1), (1, 255, 4), (2, 255, 2), (5, 100, 1), (5, 100, 2), (13, 255, 4), (13, 5, 8), (16, 16, 8))
+]
 Beats = list[tuple[list[int], int]]
 
 

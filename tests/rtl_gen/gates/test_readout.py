@@ -74,7 +74,9 @@ def image_of(spec: ReadOutSpec, chance: random.Random, kind: str) -> tuple[list[
         verdicts.append((0, int(final and schedule.sleep_limit == 0)))
         if schedule.sleep_limit == 0 or not (final or wake % schedule.margin == 0):
             continue
-        silent_at = schedule.sleep_limit + 1 if kind == "restless" else chance.choice((1, 2, 3, schedule.sleep_limit, schedule.sleep_limit + 1))
+        silent_at = (
+            schedule.sleep_limit + 1 if kind == "restless" else chance.choice((1, 2, 3, schedule.sleep_limit, schedule.sleep_limit + 1))
+        )
         length = min(silent_at, schedule.sleep_limit)
         for number in range(1, length + 1):
             add({"first": 0, "wake": 0, "final": final, "active": int(number != silent_at)}, 1.0 if number == silent_at else 0.5)

@@ -15,7 +15,13 @@ from rtl_gen.gates.streams import EventFormat
 
 SPECS = [
     ReplaySpec(EventFormat(size, value), passes)
-    for size, value, passes in [(1, Interval(-1, 1), 2), (2, Interval(-1, 1), 3), (5, Interval(0, 100), 1), (5, Interval(0, 255), 7), (8, Interval(-1, 1), 4)]
+    for size, value, passes in [
+        (1, Interval(-1, 1), 2),
+        (2, Interval(-1, 1), 3),
+        (5, Interval(0, 100), 1),
+        (5, Interval(0, 255), 7),
+        (8, Interval(-1, 1), 4),
+    ]
 ]
 
 

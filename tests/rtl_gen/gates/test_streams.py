@@ -23,13 +23,17 @@ FORMATS = [
 PARTS = [Skid, Throttle]
 
 
-@pytest.mark.parametrize(("lo", "hi", "width", "sign"), [(0, 0, 1, 0), (0, 1, 1, 0), (-1, 1, 2, 1), (0, 100, 7, 0), (0, 255, 8, 0), (-128, 127, 8, 1)])
+@pytest.mark.parametrize(
+    ("lo", "hi", "width", "sign"), [(0, 0, 1, 0), (0, 1, 1, 0), (-1, 1, 2, 1), (0, 100, 7, 0), (0, 255, 8, 0), (-128, 127, 8, 1)]
+)
 def test_a_value_takes_the_bits_of_its_interval(lo: int, hi: int, width: int, sign: int) -> None:
     assert shape_of(Interval(lo, hi)) == Shape(width, bool(sign))
     assert EventFormat(3, Interval(lo, hi)).layout.members["value"] == Shape(width, bool(sign))
 
 
-@pytest.mark.parametrize(("size", "lanes", "chunks", "bits"), [(1, 1, 1, 1), (2, 1, 2, 1), (5, 2, 3, 3), (8, 8, 1, 3), (9, 8, 2, 4), (1, 4, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "lanes", "chunks", "bits"), [(1, 1, 1, 1), (2, 1, 2, 1), (5, 2, 3, 3), (8, 8, 1, 3), (9, 8, 2, 4), (1, 4, 1, 1)]
+)
 def test_chunks_and_addresses(size: int, lanes: int, chunks: int, bits: int) -> None:
     assert CurrentFormat(size, lanes, 3).chunks == chunks
     assert index_bits(size) == bits

@@ -32,12 +32,12 @@ def make(shape: tuple[Any, ...], extreme: bool = False) -> SynapsesSpec:
     sources, values, outputs, lanes, width, bits = shape
     chance, half = random.Random(3), 1 << (bits - 1)
     ends = (-half, half - 1)
-    weights = tuple(tuple(chance.choice(ends) if extreme else chance.randrange(-half, half) for _ in range(sources)) for _ in range(outputs))
+    weights = tuple(
+        tuple(chance.choice(ends) if extreme else chance.randrange(-half, half) for _ in range(sources)) for _ in range(outputs)
+    )
     if extreme:  # the widest sums there are
         weights = ((-half,) * sources, *weights[1:-1], *[(half - 1,) * sources][: outputs - 1])
-    sums = Interval.hull(
-        sum((Interval(weight, weight) * values for weight in row), Interval(0, 0)) for row in weights
-    )
+    sums = Interval.hull(sum((Interval(weight, weight) * values for weight in row), Interval(0, 0)) for row in weights)
     return SynapsesSpec(EventFormat(sources, values), CurrentFormat(outputs, width, (sums | 0).signed_bits), lanes, bits, weights)
 
 
