@@ -77,7 +77,7 @@ class NeuronSpec:
 
 
 class NeuronArray(wiring.Component):
-    """One step of each neuron, as in ``casc.md``:
+    """One step of each neuron, as in ``docs/semantics.md``:
 
         v' = v + x + (bias in wake);  spike = +1 if v' >= theta and n < t, -1 if v' < 0 and n > 0, else 0
         v  = v' - spike * theta;      n = n + spike

@@ -36,7 +36,7 @@ def restless(make_net: Net) -> IntegerNet:
     return make_net((13, 29, 23, 19, 5), levels=8, spread=0.3, seed=1)
 
 
-# --- an independent model, written from casc.md: one image, one neuron at a time --------------------------------------
+# --- an independent model, written from docs/semantics.md: one image, one neuron at a time --------------------------------------
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""CIF neurons against casc.md's equations, one neuron at a time; the encoder against the volleys written out."""
+"""CIF neurons against the equations of docs/semantics.md, one neuron at a time; the encoder against the volleys written out."""
 
 from __future__ import annotations
 
