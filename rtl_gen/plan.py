@@ -11,6 +11,7 @@ from typing import Any
 from casc_hw.errors import CascError
 from casc_hw.intervals import bounds
 from casc_hw.network import IntegerNet
+from casc_hw.reference import sleep_bound
 from rtl_gen.budget import Budget
 from rtl_gen.cycles import BEATS, Activity, Prediction, assume, measure, predict
 from rtl_gen.gates.core import CoreSpec
@@ -128,6 +129,9 @@ def make_plan(
     sums = bounds(net)[-1].potential
     if sums.signed_bits > 32:
         raise CascError(f"{net.readout.name}: sums reach {sums}, beyond a 32-bit result; use fewer weight bits or levels")
+    sleeps = -(-net.levels // net.margin) * (sleep_bound(net) if net.sleep is None else net.sleep)
+    if sleeps > 0xFFFF:
+        raise CascError(f"{net.name}: may sleep {sleeps} steps, more than the 65535 that a result can tell; use a larger margin")
     fixed = _fixed(net, lanes or {})
     activities = assume(net) if images is None else measure(net, images[:ACTIVITY_IMAGES])
     best = _Candidate(net, budget, activities, [fixed.get(index, Lanes(1, 1)) for index in range(len(net.layers))], 1)

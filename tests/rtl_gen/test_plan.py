@@ -78,6 +78,11 @@ def test_bad_parameters(bad: dict[str, object]) -> None:
         make_plan(DIGITS, BOARDS["ulx3s-85f"], **bad)
 
 
+def test_sleeps_too_long_to_tell_are_refused() -> None:
+    with pytest.raises(CascError, match=r"may sleep 262136 steps, more than the 65535"):
+        make_plan(replace(DIGITS, margin=1, sleep=32767), BOARDS["ulx3s-85f"])
+
+
 def test_every_width_holds_its_interval() -> None:
     spec = core_spec(DIGITS, [Lanes(8, 2), Lanes(5, 5)], 4)
     hidden, readout = bounds(DIGITS)
