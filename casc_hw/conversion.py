@@ -146,13 +146,9 @@ def quantise(name: str, weight: Tensor, bias: Tensor, bits: int, unit: int, *, r
     one = (stretch[:, None] * unit * top / peak).clamp(max=MAX_THRESHOLD)  # (candidates, outputs)
     if not readout:  # a threshold is a positive integer; a scale need not be
         one = one.clamp(min=1).round()
-    rounded = (weight * (one / unit)[:, :, None]).round().clamp(-top, top) if len(weight) * weight.shape[1] < 1 << 14 else None
-    if rounded is not None:
-        error = (rounded * unit / one[:, :, None] - weight).square().sum(2)
-    else:
-        error = torch.stack(
-            [((weight * (o / unit)[:, None]).round().clamp(-top, top) * unit / o[:, None] - weight).square().sum(1) for o in one]
-        )
+    error = torch.stack(
+        [((weight * (o / unit)[:, None]).round().clamp(-top, top) * unit / o[:, None] - weight).square().sum(1) for o in one]
+    )
     if readout:
         error = error.sum(1, keepdim=True).expand_as(error)
     one = one.gather(0, error.argmin(0, keepdim=True))[0]

@@ -48,8 +48,8 @@ def bounds(net: IntegerNet) -> tuple[LayerBounds, ...]:
     for index, layer in enumerate(net.layers):
         event = net.events(index)
         up, down = layer.weight.clamp(min=0).sum(1), layer.weight.clamp(max=0).sum(1)
-        high, low = event.hi * up - event.lo * -down, event.hi * down + event.lo * up
-        count = event.hi if index == 0 else 1  # the first layer's pixels come again in every wake step
+        high, low = event.hi * up + event.lo * down, event.hi * down + event.lo * up
+        count = event.hi  # most of an input a step: a pixel, which comes again in every wake step, or a spike
         total_hi = net.levels * (count * up + layer.bias).clamp(min=0) if index == 0 else net.levels * (up + layer.bias.clamp(min=0))
         total_lo = net.levels * (count * down + layer.bias).clamp(max=0) if index == 0 else net.levels * (down + layer.bias.clamp(max=0))
         if layer.threshold is None:

@@ -146,7 +146,7 @@ class _Run:
         """The CIF update of one layer."""
         v, n = self.v[index] + current, self.n[index]
         wanted = torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma)
-        spike = torch.where(wanted > 0, torch.minimum(wanted, (self.t - n).clamp(min=0)), torch.maximum(wanted, -n))
+        spike = torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
         self.v[index], self.n[index] = v - spike * theta, n + spike
         return spike
 

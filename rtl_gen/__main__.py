@@ -117,7 +117,7 @@ def build(
     from rtl_gen import tools
     from rtl_gen.build import build as build_bitstream
     from rtl_gen.gates.core import Core
-    from rtl_gen.report import summary, write_report
+    from rtl_gen.report import summary
 
     board = boards.get(board_name)
     net, plan, images, labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
@@ -138,7 +138,7 @@ def build(
             name=net.name,
             seeds=range(1, seeds + 1),
             progress=progress,
-            finish=lambda work, done: _keep(work, net, plan, done.as_json(), sim, images, labels, write_report),
+            finish=lambda work, done: _keep(work, net, plan, done.as_json(), sim, images, labels),
         )
     said = sim.as_json() if sim else None
     if as_json:
@@ -148,8 +148,10 @@ def build(
     click.echo(f"bitstream: {out / result.bitstream.name}\nreport:    {out / 'report.html'}")
 
 
-def _keep(work: Path, net: Any, plan: Any, built: Any, sim: Any, images: Any, labels: Any, write_report: Any) -> None:
+def _keep(work: Path, net: Any, plan: Any, built: Any, sim: Any, images: Any, labels: Any) -> None:
     """The parts of a build folder that are not the tools': network, plan, simulation and report."""
+    from rtl_gen.report import write_report
+
     net.save(work / "net.pt")
     (work / "plan.json").write_text(json.dumps(plan.as_json(), indent=2))
     if sim:

@@ -8,7 +8,8 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from rtl_gen.gates.link import RESULT, LinkSpec
+from rtl_gen.gates.link import LinkSpec
+from rtl_gen.gates.readout import WORD
 
 LOGITS = 3
 HANG, EARLY, SLOW, LATE = 255, 254, 253, 252
@@ -26,7 +27,7 @@ class DummyCore(wiring.Component):
 
     def __init__(self, spec: LinkSpec):
         self.spec = spec
-        super().__init__({"pixels": In(spec.pixel_signature), "result": Out(RESULT), "busy": Out(1), "error": Out(1)})
+        super().__init__({"pixels": In(spec.pixel_signature), "result": Out(WORD), "busy": Out(1), "error": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

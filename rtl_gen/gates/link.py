@@ -17,6 +17,7 @@ from amaranth.lib.memory import Memory, ReadPort, WritePort
 from amaranth.lib.wiring import In, Out
 
 from rtl_gen.gates.frame import ANSWER, BODY, ERROR, PROTOCOL, RECEIVED_FRAME, Deframer, Fault, Framer, Kind
+from rtl_gen.gates.readout import WORD
 from rtl_gen.gates.uart import UartReceiver, UartSpec, UartTransmitter
 
 HEADER = 5
@@ -33,8 +34,6 @@ Enough if sync is at least an eighth as fast as io.
 
 JOB = data.StructLayout({"sequence": 8, "kind": 2, "fault": 4})
 """An answer owed: to which request (kind 0: not known), and with ``fault`` 0 what it asked for, else an ERROR."""
-RESULT = stream.Signature(data.StructLayout({"data": 32, "last": 1}))
-"""The core's words per image: the logits (two's complement), class, status, cycles; ``last`` with the last."""
 
 
 @dataclass(frozen=True)
@@ -537,7 +536,7 @@ class HostLink(wiring.Component):
     -------
     rx, tx: the pins (``io``; rx is synchronised here).
     pixels: Out, to the core (``sync``), see `LinkSpec.pixel_signature`.
-    result: In, from the core (``sync``), see `RESULT`.
+    result: In, from the core (``sync``), see `rtl_gen.gates.readout.WORD`.
     core_reset: Out (``sync``): holds the core in reset; up at power-on, on RESET, and when the core has failed.
     shown: Out (``io``): the lowest 8 bits of the newest class.
     failed: Out (``io``): the newest image's core had to be reset.
@@ -551,7 +550,7 @@ class HostLink(wiring.Component):
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
                 "pixels": Out(spec.pixel_signature),
-                "result": In(RESULT),
+                "result": In(WORD),
                 "core_reset": Out(1, init=1),
                 "shown": Out(8),
                 "failed": Out(1),
