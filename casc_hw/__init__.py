@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from casc_hw.errors import CascError
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
-    from casc_hw.network import IntegerNet, Linear
-    from casc_hw.reference import Answer, Trace, quantised_ann, simulate, sleep_bound
+    from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
+    from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
     from casc_hw.vectors import save_vectors
 
 _HOME = {
@@ -24,27 +24,33 @@ _HOME = {
     "conversion": ("Conversion", "convert"),
     "errors": ("CascError",),
     "fixed": ("Interval",),
-    "network": ("IntegerNet", "Linear"),
-    "reference": ("Answer", "Trace", "quantised_ann", "simulate", "sleep_bound"),
+    "network": ("IMAGE", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
+    "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
     "vectors": ("save_vectors",),
 }
 
 __all__ = [
+    "IMAGE",
     "Answer",
     "CascError",
     "ClipQuan",
     "Conversion",
     "IntegerNet",
     "Interval",
+    "Layer",
     "LayerBounds",
-    "Linear",
+    "Pool",
+    "Synapses",
     "Trace",
     "bounds",
     "convert",
+    "events_of",
+    "output_shape",
     "quantised_ann",
     "save_vectors",
     "simulate",
     "sleep_bound",
+    "to_wire",
 ]
 
 

@@ -6,12 +6,15 @@ Information Sciences 2024 (arXiv 2406.05371), restated in integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from casc_hw.network import IntegerNet, Linear
+from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, to_wire
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,9 @@ class Answer:
 
     Attributes
     ----------
-    counts: per spiking layer, int64 (batch, outputs): the activation, 0 to T.
-    sums: int64 (batch, classes): the read-out's current over all steps; the logit is ``sums / (T * scale)``.
-    classes: int64 (batch,): the index of the largest sum, the lowest index of equals.
+    counts: per spiking layer, int64 (batch, neurons), flattened in (C, H, W) order: the activation, 0 to T.
+    sums: int64 (batch, outputs), flattened likewise: the read-out's current over all steps; the logit is ``sums / (T * scale)``.
+    classes: int64 (batch,): the index of the largest sum *in wire order* (channel innermost), the lowest index of equals.
     """
 
     counts: tuple[Tensor, ...]
@@ -41,8 +44,8 @@ class Trace:
     ----------
     wake: bool (steps,): wake or sleep.
     active: bool (steps, batch).
-    spikes: per spiking layer, int8 (steps, batch, outputs): spikes emitted, negative ones taken back; empty if not recorded.
-    potentials: per spiking layer, int64 (steps, batch, outputs): v after the step; empty if not recorded.
+    spikes: per spiking layer, int8 (steps, batch, neurons): spikes emitted, negative ones taken back; empty if not recorded.
+    potentials: per spiking layer, int64 (steps, batch, neurons): v after the step; empty if not recorded.
     answer: counts, sums and classes at the end.
     sleep_steps: int64 (batch,): sleep steps of the image's schedule, the silent one that ends a sleep included.
     settled: bool (batch,): the last sleep ended in silence rather than at the ``sleep`` bound.
@@ -62,18 +65,22 @@ class Trace:
 
 
 def quantised_ann(net: IntegerNet, images: Tensor) -> Answer:
-    """The integer ANN: ``n = clip(floor(S / theta), 0, T)`` layer by layer.
+    """The integer ANN, node by node: a layer ``n = clip(floor(S / theta), 0, T)``, a pool its windows' sums or maxima of counts.
 
     ``images``: integer pixels, shape (batch, *net.input_shape); CascError if they do not fit.
     """
-    totals = net.levels * net.check_images(images)
+    values = {IMAGE: _map(net, IMAGE, net.levels * net.check_images(images))}
     counts = []
-    for layer in net.spiking:
-        assert layer.threshold is not None
-        current = _currents(layer, totals) + net.levels * layer.bias
-        totals = torch.div(current, layer.threshold, rounding_mode="floor").clamp(0, net.levels)
-        counts.append(totals)
-    return _answer(tuple(counts), _currents(net.readout, totals) + net.levels * net.readout.bias)
+    for node in net.nodes:
+        if isinstance(node, Pool):
+            values[node.name] = _pool(node, values[node.source])
+            continue
+        total = _current(node, values) + net.levels * _per_channel(node.bias)
+        if node.threshold is not None:
+            total = torch.div(total, _per_channel(node.threshold), rounding_mode="floor").clamp(0, net.levels)
+            counts.append(total.flatten(1))
+        values[node.name] = total
+    return _answer(net, tuple(counts), total)
 
 
 def simulate(net: IntegerNet, images: Tensor, *, gamma: int = 1, record: bool = True, potentials: bool = False) -> Trace:
@@ -100,59 +107,89 @@ def sleep_bound(net: IntegerNet) -> int:
     return len(net.spiking) * net.levels + 1
 
 
+def events_of(net: IntegerNet, name: str, counts: Sequence[Tensor]) -> Tensor:
+    """What the spiking layer or pool ``name`` emits in all, int64 (..., C, H, W), where neurons have emitted ``counts``.
+
+    ``counts``: per spiking layer (..., neurons). With the final counts these are the events of count code. With the counts after
+    every step, ``spikes.cumsum(0)``, the differences from step to step are the events of spike code.
+    """
+    chain: list[Pool] = []
+    nodes = {node.name: node for node in net.nodes}
+    node = nodes[name]
+    while isinstance(node, Pool):
+        chain.append(node)
+        node = nodes[node.source]
+    values = counts[net.spiking.index(node)].to(torch.int64)
+    batch = values.shape[:-1]
+    values = values.reshape(prod(batch), *net.shapes[node.name])
+    for pool in reversed(chain):
+        values = _pool(pool, values)
+    return values.reshape(*batch, *values.shape[1:])
+
+
 class _Run:
     """The state of one batch between steps."""
 
     def __init__(self, net: IntegerNet, pixels: Tensor, gamma: int, record: bool, potentials: bool):
         batch = len(pixels)
         self.net, self.gamma, self.record, self.keep = net, gamma, record, potentials
-        self.input_current = _currents(net.layers[0], pixels)
-        self.v = [torch.zeros(batch, layer.outputs, dtype=torch.int64) for layer in net.spiking]
-        self.n = [torch.zeros_like(v) for v in self.v]
-        self.sums = torch.zeros(batch, net.readout.outputs, dtype=torch.int64)
+        self.input_current = _current(net.layers[0], {IMAGE: _map(net, IMAGE, pixels)})
+        self.v = {node.name: torch.zeros(batch, *net.shapes[node.name], dtype=torch.int64) for node in net.nodes}
+        self.n = {name: torch.zeros_like(v) for name, v in self.v.items()}
         self.t = 0
         self.asleep = torch.zeros(batch, dtype=torch.int64)
         self.settled = torch.zeros(batch, dtype=torch.bool)
         self.wakes: list[bool] = []
         self.active: list[Tensor] = []
-        self.spikes: list[list[Tensor]] = []
-        self.potentials: list[list[Tensor]] = []
+        self.spikes: list[list[Tensor]] = [[] for _ in net.spiking]
+        self.potentials: list[list[Tensor]] = [[] for _ in net.spiking]
 
     def step(self, wake: bool, active: Tensor | None = None) -> Tensor:
-        """One step of every layer; whether any neuron spiked, bool (batch,)."""
+        """One step of every node; whether any neuron spiked, bool (batch,)."""
         self.t += wake
-        events = torch.zeros(0)
-        spiked = torch.zeros(len(self.sums), dtype=torch.bool)
-        spikes = []
-        for index, layer in enumerate(self.net.layers):
-            current = _currents(layer, events) if index else self.input_current * wake
-            if wake:
-                current = current + layer.bias
-            if layer.threshold is None:
-                self.sums += current
-                break
-            events = self._neurons(index, current, layer.threshold)
-            spiked |= (events != 0).any(1)
-            spikes.append(events.to(torch.int8))
+        events: dict[str, Tensor] = {}
+        spiked = torch.zeros(len(self.asleep), dtype=torch.bool)
+        for node in self.net.nodes:
+            events[node.name] = self._pooled(node, events) if isinstance(node, Pool) else self._layer(node, events, wake)
+        for index, layer in enumerate(self.net.spiking):
+            spikes = events[layer.name].flatten(1).to(torch.int8 if self.gamma < 128 else torch.int16)
+            spiked |= spikes.any(1)
+            if self.record:
+                self.spikes[index].append(spikes)
+            if self.keep:
+                self.potentials[index].append(self.v[layer.name].flatten(1).clone())
         self.wakes.append(wake)
         self.active.append(torch.ones_like(spiked) if active is None else active)
-        if self.record:
-            self.spikes.append(spikes)
-        if self.keep:
-            self.potentials.append([v.clone() for v in self.v])
         return spiked
 
-    def _neurons(self, index: int, current: Tensor, theta: Tensor) -> Tensor:
-        """The CIF update of one layer."""
-        v, n = self.v[index] + current, self.n[index]
-        wanted = torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma)
-        spike = torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
-        self.v[index], self.n[index] = v - spike * theta, n + spike
+    def _pooled(self, pool: Pool, events: dict[str, Tensor]) -> Tensor:
+        """The sums of the windows; or (LIPool) how the largest of the counts so far has changed."""
+        if pool.kind == "average":
+            return _pool(pool, events[pool.source])
+        before, self.n[pool.name] = self.n[pool.name], _pool(pool, self.n[pool.source])
+        return self.n[pool.name] - before
+
+    def _layer(self, layer: Layer, events: dict[str, Tensor], wake: bool) -> Tensor:
+        """The CIF update of a layer: its spikes. The read-out has no neurons, and adds up its currents."""
+        v, n = self.v[layer.name], self.n[layer.name]
+        if layer is not self.net.layers[0]:
+            v = v + _current(layer, events)
+        elif wake:
+            v = v + self.input_current
+        if wake:
+            v = v + _per_channel(layer.bias)
+        spike = torch.zeros_like(v)
+        if layer.threshold is not None:
+            theta = _per_channel(layer.threshold)
+            wanted = torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma)
+            spike = torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
+            v, self.n[layer.name] = v - spike * theta, n + spike
+        self.v[layer.name] = v
         return spike
 
     def sleep(self) -> None:
         """Sleep until every image of the batch was silent for a step, or the bound."""
-        active = torch.ones(len(self.sums), dtype=torch.bool)
+        active = torch.ones(len(self.asleep), dtype=torch.bool)
         limit = sleep_bound(self.net) if self.net.sleep is None else self.net.sleep
         for _ in range(limit):
             if not active.any():
@@ -164,24 +201,50 @@ class _Run:
         self.settled = ~active
 
     def trace(self) -> Trace:
-        def stack(steps: list[list[Tensor]]) -> tuple[Tensor, ...]:
-            return tuple(torch.stack(layer) for layer in zip(*steps, strict=True))
+        def stack(layers: list[list[Tensor]]) -> tuple[Tensor, ...]:
+            return tuple(torch.stack(steps) for steps in layers)
 
+        counts = tuple(self.n[layer.name].flatten(1) for layer in self.net.spiking)
         return Trace(
             wake=torch.tensor(self.wakes),
             active=torch.stack(self.active),
-            spikes=stack(self.spikes),
-            potentials=stack(self.potentials),
-            answer=_answer(tuple(self.n), self.sums),
+            spikes=stack(self.spikes) if self.record else (),
+            potentials=stack(self.potentials) if self.keep else (),
+            answer=_answer(self.net, counts, self.v[self.net.readout.name]),
             sleep_steps=self.asleep,
             settled=self.settled,
         )
 
 
-def _currents(layer: Linear, events: Tensor) -> Tensor:
-    """Weighted sums without bias, int64 (batch, outputs); float64 is exact here since no sum reaches 2**52 (`IntegerNet`)."""
-    return (events.to(torch.float64) @ layer.weight.to(torch.float64).T).to(torch.int64)
+def _map(net: IntegerNet, name: str, flat: Tensor) -> Tensor:
+    return flat.reshape(len(flat), *net.shapes[name])
 
 
-def _answer(counts: tuple[Tensor, ...], sums: Tensor) -> Answer:
-    return Answer(counts, sums, torch.from_numpy(sums.numpy().argmax(1)))
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _current(layer: Layer, values: dict[str, Tensor]) -> Tensor:
+    """What the synapses of ``layer`` make of the ``values`` of its sources, without bias: int64 (batch, C, H, W)."""
+    return torch.stack([_weighted(synapses, values[synapses.source]) for synapses in layer.synapses]).sum(0)
+
+
+def _weighted(synapses: Synapses, values: Tensor) -> Tensor:
+    """Weighted sums, int64 (batch, C, H, W); float64 is exact here since no sum reaches 2**52 (`IntegerNet`)."""
+    weight, x = synapses.weight.to(torch.float64), values.to(torch.float64)
+    if synapses.dense:
+        return (x.flatten(1) @ weight.T).to(torch.int64)[:, :, None, None]
+    out = functional.conv2d(x, weight, None, synapses.stride, synapses.padding, 1, synapses.groups)
+    return out.to(torch.int64)
+
+
+def _pool(pool: Pool, values: Tensor) -> Tensor:
+    """Sums or maxima of the windows of ``values`` (batch, C, H, W) among zeros."""
+    (down, across), (high, wide) = pool.padding, pool.kernel
+    windows = functional.pad(values, (across, across, down, down)).unfold(2, high, pool.stride[0]).unfold(3, wide, pool.stride[1])
+    return windows.sum((-1, -2)) if pool.kind == "average" else windows.amax((-1, -2))
+
+
+def _answer(net: IntegerNet, counts: tuple[Tensor, ...], sums: Tensor) -> Answer:
+    flat = sums.flatten(1)
+    return Answer(counts, flat, torch.from_numpy(to_wire(flat, net.shapes[net.readout.name]).numpy().argmax(1)))

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from casc_hw import IntegerNet, Linear
+from casc_hw import IMAGE, IntegerNet, Layer
+from tests.random_nets import random_graph
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +29,7 @@ def _make_net(
     spread: float = 1.0,
     extreme: bool = False,
 ) -> IntegerNet:
-    """A network of ``sizes`` (inputs, hidden..., classes) whose neurons are neither all silent nor all saturated.
+    """A fully connected network of ``sizes`` (inputs, hidden..., classes) whose neurons are neither all silent nor all saturated.
 
     ``spread``: the typical threshold over the typical current. ``extreme``: weights, biases at the ends of the format.
     """
@@ -44,8 +45,9 @@ def _make_net(
         typical = max(int(spread * (input_max if index == 0 else 1) * half * inputs**0.5 / 2), 1)
         weight = draw(0, 1, outputs, inputs) * (2 * half - 1) - half if extreme else draw(-half, half - 1, outputs, inputs)
         layers.append(
-            Linear(
+            Layer.dense(
                 name=f"layer{index}",
+                source=f"layer{index - 1}" if index else IMAGE,
                 weight=weight,
                 bias=(draw(0, 1, outputs) * 2 - 1) * typical if extreme else draw(-(typical // 2), typical // 2, outputs),
                 threshold=None if last else draw(1, typical * 2, outputs),
@@ -59,6 +61,11 @@ def _make_net(
 @pytest.fixture(scope="session")
 def make_net() -> Callable[..., IntegerNet]:
     return _make_net
+
+
+@pytest.fixture(scope="session")
+def make_graph() -> Callable[..., IntegerNet]:
+    return random_graph
 
 
 @pytest.fixture(scope="session")

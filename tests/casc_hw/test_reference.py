@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,8 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
-from casc_hw import ClipQuan, IntegerNet, Linear, Trace, quantised_ann, simulate, sleep_bound
+from casc_hw import (
+    IMAGE,
+    ClipQuan,
+    IntegerNet,
+    Layer,
+    Pool,
+    Synapses,
+    Trace,
+    events_of,
+    quantised_ann,
+    simulate,
+    sleep_bound,
+    to_wire,
+)
 
 Net = Callable[..., IntegerNet]
 Images = Callable[..., torch.Tensor]
@@ -52,44 +69,90 @@ class Slow:
     settled: bool
 
 
+def windows(size: int, kernel: int, stride: int, padding: int) -> list[list[tuple[int, int]]]:
+    """By place in the output, the (tap, place in the input) that lie on the map."""
+    count = (size + 2 * padding - kernel) // stride + 1
+    return [
+        [(tap, place * stride + tap - padding) for tap in range(kernel) if 0 <= place * stride + tap - padding < size]
+        for place in range(count)
+    ]
+
+
+def reach(part: Synapses | Pool, shape: tuple[int, int, int]) -> dict[int, list[tuple[int, int]]]:
+    """By source, the (target, weight) that it reaches: both flattened in (C, H, W) order. A pool's weights are 1."""
+    (channels, height, width), found = shape, dict[int, list[tuple[int, int]]]()
+    if isinstance(part, Synapses) and part.dense:
+        return {source: list(enumerate(column)) for source, column in enumerate(part.weight.T.tolist())}
+    rows = windows(height, part.kernel[0], part.stride[0], part.padding[0])
+    columns = windows(width, part.kernel[1], part.stride[1], part.padding[1])
+    outputs = part.outputs if isinstance(part, Synapses) else channels
+    groups = part.groups if isinstance(part, Synapses) else channels
+    weight = part.weight.tolist() if isinstance(part, Synapses) else None
+    for output, (y, row), (x, column) in product(range(outputs), enumerate(rows), enumerate(columns)):
+        for slot, (down, i), (across, j) in product(range(channels // groups), row, column):
+            channel = output // (outputs // groups) * (channels // groups) + slot
+            one = weight[output][slot][down][across] if weight else 1
+            source, target = (channel * height + i) * width + j, (output * len(rows) + y) * len(columns) + x
+            found.setdefault(source, []).append((target, one))
+    return found
+
+
 def slow(net: IntegerNet, pixels: list[int], gamma: int = 1) -> Slow:
-    out = Slow([], [], [], [[0] * layer.outputs for layer in net.spiking], [0] * net.readout.outputs, [], True)
-    v = [[0] * layer.outputs for layer in net.spiking]
-    weights = [layer.weight.tolist() for layer in net.layers]
-    biases = [layer.bias.tolist() for layer in net.layers]
-    thetas = [layer.threshold.tolist() for layer in net.spiking if layer.threshold is not None]
+    sizes = {name: prod(shape) for name, shape in net.shapes.items()}
+    last = net.readout.name
+    counts = {node.name: [0] * sizes[node.name] for node in net.nodes}
+    v = {layer.name: [0] * sizes[layer.name] for layer in net.spiking}
+    out = Slow([], [], [], [counts[layer.name] for layer in net.spiking], counts[last], [], True)
+    inputs = {
+        node.name: [(part.source, reach(part, net.shapes[part.source])) for part in ([node] if isinstance(node, Pool) else node.synapses)]
+        for node in net.nodes
+    }
+
+    def cif(layer: Layer, current: list[int], t: int) -> list[int]:
+        """The spikes of a layer."""
+        leaving, count, rest = [], counts[layer.name], v[layer.name]
+        theta = [one for one in layer.threshold.tolist() for _ in range(sizes[layer.name] // layer.outputs)]  # type: ignore[union-attr]
+        for neuron, x in enumerate(current):
+            rest[neuron] += x
+            spike, room = 0, gamma
+            while rest[neuron] >= theta[neuron] and count[neuron] < t and room:
+                rest[neuron] -= theta[neuron]
+                count[neuron] += 1
+                spike, room = spike + 1, room - 1
+            while rest[neuron] < 0 and count[neuron] > 0 and room:
+                rest[neuron] += theta[neuron]
+                count[neuron] -= 1
+                spike, room = spike - 1, room - 1
+            leaving.append(spike)
+        return leaving
 
     def step(t: int, awake: bool) -> bool:
-        arriving, any_spike, row, rest = pixels if awake else [0] * len(pixels), False, [], []
-        for layer, theta in enumerate(thetas):
-            leaving = []
-            for neuron in range(len(theta)):
-                x = biases[layer][neuron] if awake else 0
-                for source, value in enumerate(arriving):
-                    x += weights[layer][neuron][source] * value
-                v[layer][neuron] += x
-                spike, room = 0, gamma
-                while v[layer][neuron] >= theta[neuron] and out.counts[layer][neuron] < t and room:
-                    v[layer][neuron] -= theta[neuron]
-                    out.counts[layer][neuron] += 1
-                    spike, room = spike + 1, room - 1
-                while v[layer][neuron] < 0 and out.counts[layer][neuron] > 0 and room:
-                    v[layer][neuron] += theta[neuron]
-                    out.counts[layer][neuron] -= 1
-                    spike, room = spike - 1, room - 1
-                leaving.append(spike)
-                any_spike = any_spike or spike != 0
-            row.append(leaving)
-            rest.append(list(v[layer]))
-            arriving = leaving
-        for neuron in range(len(out.sums)):
-            out.sums[neuron] += biases[-1][neuron] if awake else 0
-            for source, value in enumerate(arriving):
-                out.sums[neuron] += weights[-1][neuron][source] * value
-        out.spikes.append(row)
-        out.potentials.append(rest)
+        events = {IMAGE: pixels if awake else [0] * len(pixels)}
+        for node in net.nodes:
+            arrived = [0] * sizes[node.name]
+            if isinstance(node, Layer) and awake:
+                arrived = [bias for bias in node.bias.tolist() for _ in range(sizes[node.name] // node.outputs)]
+            if isinstance(node, Pool) and node.kind == "max":  # over counts, not events; padding has count 0
+                ((source, ways),) = inputs[node.name]
+                for place, targets in ways.items():
+                    for target, _ in targets:
+                        arrived[target] = max(arrived[target], counts[source][place])
+                events[node.name] = [now - before for now, before in zip(arrived, counts[node.name], strict=True)]
+                counts[node.name] = arrived
+                continue
+            for source, ways in inputs[node.name]:
+                for place, value in enumerate(events[source]):
+                    for target, weight in ways.get(place, []) if value else []:
+                        arrived[target] += weight * value
+            if isinstance(node, Layer) and node.threshold is not None:
+                events[node.name] = cif(node, arrived, t)
+            else:
+                events[node.name] = arrived
+                counts[node.name][:] = [a + b for a, b in zip(counts[node.name], arrived, strict=True)]
+        out.spikes.append([events[layer.name] for layer in net.spiking])
+        out.potentials.append([list(v[layer.name]) for layer in net.spiking])
         out.wake.append(awake)
-        return any_spike
+        return any(any(row) for row in out.spikes[-1])
 
     t = 0
     while t < net.levels:
@@ -116,7 +179,8 @@ def assert_same(net: IntegerNet, images: torch.Tensor, gamma: int = 1) -> Trace:
             idle = trace.spikes[layer][~trace.active[:, image], image]
             assert not idle.any(), "an image moves in a step that is not its own"
         assert trace.answer.sums[image].tolist() == wanted.sums
-        assert int(trace.answer.classes[image]) == wanted.sums.index(max(wanted.sums))
+        wire = to_wire(torch.tensor(wanted.sums), net.shapes[net.readout.name]).tolist()
+        assert int(trace.answer.classes[image]) == wire.index(max(wire))
         assert int(trace.sleep_steps[image]) == sum(wanted.sleeps)
         assert bool(trace.settled[image]) == wanted.settled
     return trace
@@ -131,6 +195,12 @@ def test_every_step_equals_the_slow_model(
     assert_same(net, make_images(net, 4, seed=options["seed"]))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_every_step_of_a_graph_equals_the_slow_model(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed, sleep=[None, None, 1, 4][seed % 4])
+    assert_same(net, make_images(net, 3, seed))
+
+
 @pytest.mark.parametrize("gamma", [2, 3, 8])
 def test_bursts_equal_the_slow_model_and_end_with_the_same_counts(gamma: int, make_net: Net, make_images: Images) -> None:
     net = make_net((7, 11, 5, 3), levels=8, spread=0.3, seed=gamma)
@@ -138,6 +208,13 @@ def test_bursts_equal_the_slow_model_and_end_with_the_same_counts(gamma: int, ma
     trace = assert_same(net, images, gamma)
     assert max(int(spikes.max()) for spikes in trace.spikes) > 1, "no burst: the test shows nothing"
     assert_equals_ann(net, images, trace)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bursts_of_a_graph_equal_the_slow_model(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed, levels=8)
+    images = make_images(net, 3, seed)
+    assert_equals_ann(net, images, assert_same(net, images, gamma=3))
 
 
 # --- spiking network = integer ANN ------------------------------------------------------------------------------------
@@ -164,6 +241,54 @@ def test_spiking_equals_integer_ann(options: dict[str, Any], margin: int, make_n
     assert int(trace.sleep_steps.max()) <= sleeps * sleep_bound(net)
 
 
+@pytest.mark.parametrize("seed", range(80))
+def test_spiking_equals_integer_ann_on_graphs(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed)
+    images = make_images(net, 16, seed)
+    trace = simulate(net, images)
+    assert_equals_ann(net, images, trace)
+    sleeps = -(-net.levels // net.margin)
+    assert sleeps <= int(trace.sleep_steps.min())
+    assert int(trace.sleep_steps.max()) <= sleeps * sleep_bound(net)
+
+
+def test_random_graphs_are_worth_testing(make_graph: Net, make_images: Images) -> None:
+    """They have everything that a network may have, and neurons that are silent, full and between, and that take spikes back."""
+    seen, silent, full, falling, neurons = Counter[str](), 0, 0, 0, 0
+    for seed in range(80):
+        net = make_graph(seed)
+        trace = simulate(net, make_images(net, 16, seed))
+        for counts, spikes in zip(trace.answer.counts, trace.spikes, strict=True):
+            silent, full, neurons = silent + int((counts == 0).sum()), full + int((counts == net.levels).sum()), neurons + counts.numel()
+            falling += int((spikes < 0).any())
+        averages = {node.name for node in net.nodes if isinstance(node, Pool) and node.kind == "average"}
+        pooled = {node.name for node in net.nodes if isinstance(node, Pool)}
+        for node in net.nodes:
+            if isinstance(node, Pool):
+                seen[node.kind] += 1
+                seen["padded pool"] += node.padding != (0, 0)
+                seen["overlapping pool"] += node.stride[0] < node.kernel[0]
+                seen["pool of a pool"] += node.source in pooled
+                continue
+            seen["two sources"] += len({synapses.source for synapses in node.synapses}) > 1
+            seen["one source twice"] += len({synapses.source for synapses in node.synapses}) < len(node.synapses)
+            for synapses in node.synapses:
+                seen["dense"] += synapses.dense
+                seen["dense from a map"] += synapses.dense and max(net.shapes[synapses.source][1:]) > 1
+                seen["stride"] += max(synapses.stride) > 1
+                seen["padding"] += max(synapses.padding) > 0
+                seen["uneven kernel"] += synapses.kernel[0] != synapses.kernel[1]
+                seen["groups"] += synapses.groups > 1
+                seen["shortcut"] += synapses.shortcut and synapses.groups > 1
+                seen["wide shortcut"] += synapses.bits > 8
+                seen["weights on averages"] += synapses.source in averages
+    assert len(seen) == 16
+    assert min(seen.values()) > 0, seen
+    assert 0.2 < silent / neurons < 0.7
+    assert 0.1 < full / neurons < 0.6
+    assert falling > 40
+
+
 @pytest.mark.parametrize("margin", range(1, 9))
 def test_spiking_equals_integer_ann_at_every_margin(margin: int, restless: IntegerNet, make_images: Images) -> None:
     images = make_images(restless, 40)
@@ -183,7 +308,7 @@ def test_integer_ann_equals_the_formula(make_net: Net, make_images: Images) -> N
         for index, layer in enumerate(net.layers):
             total = [
                 net.levels * bias + sum(w * x for w, x in zip(row, total, strict=True))
-                for row, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+                for row, bias in zip(layer.synapses[0].weight.tolist(), layer.bias.tolist(), strict=True)
             ]
             if layer.threshold is not None:
                 total = [min(max(s // theta, 0), net.levels) for s, theta in zip(total, layer.threshold.tolist(), strict=True)]
@@ -201,30 +326,67 @@ def test_random_nets_are_worth_testing(restless: IntegerNet, make_images: Images
     assert len(trace.sleep_steps.unique()) > 5
 
 
-def test_equals_the_float_clipquan_model(make_net: Net, make_images: Images) -> None:
-    """Thresholds and levels of powers of two make the float model exact, so that equality is exact as well."""
-    for levels, seed in [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4)]:
-        net = make_net((9, 12, 7, 4), levels=levels, seed=seed)
-        layers = [
-            replace(layer, threshold=2 ** torch.log2(layer.threshold.double()).ceil().long()) if layer.threshold is not None else layer
-            for layer in net.layers
-        ]
-        net = replace(net, layers=tuple(layers))
-        modules: list[nn.Module] = []
-        for layer in net.layers:
-            linear = nn.Linear(layer.inputs, layer.outputs, dtype=torch.float64)
-            one = torch.ones(layer.outputs) if layer.threshold is None else layer.threshold
-            linear.weight.data, linear.bias.data = layer.weight / one[:, None].double(), layer.bias / one.double()
-            modules += [linear] if layer.threshold is None else [linear, ClipQuan(levels)]
-        images, x, counts = make_images(net, 50), make_images(net, 50).double(), []
-        for module in modules:
-            x = module(x)
-            if isinstance(module, ClipQuan):
-                counts.append(x.detach() * levels)
-        trace = simulate(net, images)
-        for got, wanted in zip(trace.answer.counts, counts, strict=True):
-            assert torch.equal(got.double(), wanted)
-        assert torch.equal(trace.answer.sums.double(), x.detach() * levels)
+def power_of_two(net: IntegerNet) -> IntegerNet:
+    """With thresholds and levels of powers of two a float model is exact, so that equality is exact as well."""
+
+    def rounded(node: Layer | Pool) -> Layer | Pool:
+        if isinstance(node, Pool) or node.threshold is None:
+            return node
+        return replace(node, threshold=2 ** torch.log2(node.threshold.double()).ceil().long())
+
+    return replace(net, nodes=tuple(map(rounded, net.nodes)))
+
+
+class FloatModel(nn.Module):
+    """The ClipQuan network that ``net`` stands for, on pixels: weights, biases and activations are fractions, 1.0 is a threshold."""
+
+    def __init__(self, net: IntegerNet):
+        super().__init__()
+        self.net, self.clip = net, ClipQuan(net.levels)
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        values, activations, x = {IMAGE: images.double().reshape(-1, *self.net.shapes[IMAGE])}, [], images
+        for node in self.net.nodes:
+            if isinstance(node, Pool):
+                x = functional.pad(values[node.source], (node.padding[1],) * 2 + (node.padding[0],) * 2)
+                if node.kind == "max":
+                    x = functional.max_pool2d(x, node.kernel, node.stride)
+                else:  # the sum, for what comes next divides by the size
+                    x = functional.avg_pool2d(x, node.kernel, node.stride, divisor_override=1)
+            else:
+                one = torch.ones(node.outputs).double() if node.threshold is None else node.threshold.double()
+                x = (node.bias / one)[:, None, None]
+                for part in node.synapses:
+                    weight, source = part.weight.double() / one.reshape(-1, *[1] * (part.weight.ndim - 1)), values[part.source]
+                    if part.dense:
+                        x = x + functional.linear(source.flatten(1), weight)[:, :, None, None]
+                    else:
+                        x = x + functional.conv2d(source, weight, None, part.stride, part.padding, 1, part.groups)
+                if node.threshold is not None:
+                    x = self.clip(x)
+                    activations.append(x.detach().flatten(1))
+            values[node.name] = x
+        return activations, x.detach().flatten(1)
+
+
+def assert_equals_float(net: IntegerNet, images: torch.Tensor) -> None:
+    activations, output = FloatModel(net)(images)
+    trace = simulate(net, images)
+    for got, wanted in zip(trace.answer.counts, activations, strict=True):
+        assert torch.equal(got.double(), wanted * net.levels)
+    assert torch.equal(trace.answer.sums.double(), output * net.levels)
+
+
+@pytest.mark.parametrize(("levels", "seed"), [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4)])
+def test_equals_the_float_clipquan_model(levels: int, seed: int, make_net: Net, make_images: Images) -> None:
+    net = power_of_two(make_net((9, 12, 7, 4), levels=levels, seed=seed))
+    assert_equals_float(net, make_images(net, 50))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_graph_equals_the_float_clipquan_model(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = power_of_two(make_graph(seed, levels=2 ** (seed % 5)))
+    assert_equals_float(net, make_images(net, 20, seed))
 
 
 @pytest.mark.parametrize("pixel", [0, 255])
@@ -232,9 +394,10 @@ def test_equals_the_float_clipquan_model(make_net: Net, make_images: Images) -> 
 @pytest.mark.parametrize("bias", [-(1 << 40), 0, 1 << 40])
 @pytest.mark.parametrize("theta", [1, (1 << 45) - 1])
 def test_extremes_of_the_format(pixel: int, weight: int, bias: int, theta: int) -> None:
-    def layer(inputs: int, outputs: int, last: bool = False) -> Linear:
-        return Linear(
+    def layer(source: str, inputs: int, outputs: int, last: bool = False) -> Layer:
+        return Layer.dense(
             name=f"layer_{inputs}_{outputs}",
+            source=source,
             weight=torch.full((outputs, inputs), weight),
             bias=torch.full((outputs,), bias),
             threshold=None if last else torch.full((outputs,), theta),
@@ -242,7 +405,9 @@ def test_extremes_of_the_format(pixel: int, weight: int, bias: int, theta: int) 
             scale=1.0 if last else None,
         )
 
-    net = IntegerNet("extreme", 16, 16, None, (3,), 255, (layer(3, 2), layer(2, 2), layer(2, 1, last=True)))
+    net = IntegerNet(
+        "extreme", 16, 16, None, (3,), 255, (layer(IMAGE, 3, 2), layer("layer_3_2", 2, 2), layer("layer_2_2", 2, 1, last=True))
+    )
     images = torch.full((1, 3), pixel)
     trace = assert_same(net, images)
     assert_equals_ann(net, images, trace)
@@ -261,9 +426,9 @@ def test_one_spiking_layer_needs_no_sleep(make_net: Net, make_images: Images) ->
 
 def test_a_late_burst_is_delivered_one_spike_a_step() -> None:
     """All of the second neuron's current comes with the last wake step: it emits T spikes, T - 1 of them in sleep."""
-    first = Linear("first", torch.tensor([[1]]), torch.tensor([0]), torch.tensor([4]), 8)  # fires in wake step 4 of 4
-    second = Linear("second", torch.tensor([[8]]), torch.tensor([0]), torch.tensor([2]), 8)
-    last = Linear("last", torch.tensor([[3]]), torch.tensor([5]), None, 8, 1.0)
+    first = Layer.dense("first", IMAGE, torch.tensor([[1]]), torch.tensor([0]), torch.tensor([4]), 8)  # fires in wake step 4 of 4
+    second = Layer.dense("second", "first", torch.tensor([[8]]), torch.tensor([0]), torch.tensor([2]), 8)
+    last = Layer.dense("last", "second", torch.tensor([[3]]), torch.tensor([5]), None, 8, 1.0)
     net = IntegerNet("late", 4, 4, None, (1,), 1, (first, second, last))
     trace = simulate(net, torch.tensor([[1]]))
     assert trace.spikes[0][:, 0, 0].tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
@@ -314,8 +479,117 @@ def test_an_image_does_the_same_alone_and_in_a_batch(restless: IntegerNet, make_
 
 
 def test_of_equal_sums_the_first_class_wins() -> None:
-    hidden = Linear("hidden", torch.ones(2, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64), 2)
-    last = Linear("last", torch.tensor([[-1, 0], [1, 0], [0, 1], [1, 0]]), torch.zeros(4, dtype=torch.int64), None, 2, 1.0)
+    zero = torch.zeros(4, dtype=torch.int64)
+    hidden = Layer.dense("hidden", IMAGE, torch.ones(2, 1, dtype=torch.int64), zero[:2], zero[:2] + 1, 2)
+    last = Layer.dense("last", "hidden", torch.tensor([[-1, 0], [1, 0], [0, 1], [1, 0]]), zero, None, 2, 1.0)
     net = IntegerNet("ties", 4, 4, None, (1,), 1, (hidden, last))
     images = torch.tensor([[1], [0]])
     assert quantised_ann(net, images).classes.tolist() == simulate(net, images).answer.classes.tolist() == [1, 0]
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def identity(source: str, channels: int, weight: int = 1) -> Synapses:
+    return Synapses(source, torch.full((channels, 1, 1, 1), weight), 8, groups=channels)
+
+
+def unit(name: str, *synapses: Synapses, theta: int = 1) -> Layer:
+    channels = synapses[0].outputs
+    return Layer(name, synapses, torch.zeros(channels, dtype=torch.int64), torch.full((channels,), theta))
+
+
+def read(*synapses: Synapses) -> Layer:
+    return Layer("read", synapses, torch.zeros(synapses[0].outputs, dtype=torch.int64), None, 1.0)
+
+
+def test_of_equal_sums_of_a_map_the_first_in_wire_order_wins() -> None:
+    """Channel 1 of the first pixel comes before channel 0 of the second."""
+    net = IntegerNet("ties", 4, 4, None, (2, 1, 2), 1, (unit("first", identity(IMAGE, 2)), read(identity("first", 2))))
+    images = torch.tensor([[[[0, 1]], [[1, 0]]], [[[0, 0]], [[0, 1]]], [[[0, 1]], [[0, 1]]]])
+    answer = quantised_ann(net, images)
+    assert answer.sums.tolist() == [[0, 4, 4, 0], [0, 0, 0, 4], [0, 4, 0, 4]]
+    assert answer.classes.tolist() == simulate(net, images).answer.classes.tolist() == [1, 3, 2]
+
+
+def test_max_pool_emits_what_the_largest_count_gains_and_loses() -> None:
+    """A neuron that runs ahead and takes its spikes back is followed by the pool; one that only catches up adds nothing."""
+    uneven = Layer.dense("uneven", IMAGE, torch.tensor([[1], [1]]), torch.tensor([0, 0]), torch.tensor([1, 4]), 8)
+    falling = Layer(
+        "falling", (Synapses("uneven", torch.tensor([[5, -100], [2, 0]])[:, :, None, None], 8),), torch.tensor([0, 0]), torch.tensor([5, 2])
+    )
+    pool = Pool("pool", "falling", "max", (2, 2), (2, 2), (1, 1))
+    net = IntegerNet("falling", 4, 4, None, (1,), 1, (uneven, falling, pool, read(identity("pool", 2))))
+    trace = simulate(net, torch.tensor([[1]]))
+    assert trace.spikes[1][:7, 0].T.tolist() == [[1, 1, 1, -1, -1, -1, 0], [1, 1, 1, 1, 0, 0, 0]]
+    assert trace.answer.sums.tolist() == [[0, 4]]
+    totals = [spikes.long().cumsum(0) for spikes in trace.spikes]
+    assert events_of(net, "pool", totals)[:7, 0, :, 0, 0].T.tolist() == [[1, 2, 3, 2, 1, 0, 0], [1, 2, 3, 4, 4, 4, 4]]
+
+
+def test_max_pool_of_a_window_is_neither_sum_nor_spike() -> None:
+    """Neurons with counts 2 and 3 of 4: their spikes lie in different steps, yet the pool counts 3."""
+    first = Layer("first", (Synapses(IMAGE, torch.ones(1, 1, 1, 1, dtype=torch.int64), 2),), torch.tensor([0]), torch.tensor([4]))
+    images = torch.tensor([[[2, 3], [0, 1]]])
+    for kind, wanted in (("max", 3), ("average", 6)):
+        net = IntegerNet("pool", 4, 4, None, (2, 2), 4, (first, Pool("pool", "first", kind, (2, 2), (2, 2)), read(identity("pool", 1))))
+        trace = simulate(net, images)
+        assert trace.answer.counts[0].tolist() == [[2, 3, 0, 1]]
+        assert trace.answer.sums.tolist() == quantised_ann(net, images).sums.tolist() == [[wanted]]
+        assert net.events("pool").hi == net.span("pool") == (1 if kind == "max" else 4)
+
+
+def test_an_identity_of_a_threshold_adds_its_source(make_images: Images) -> None:
+    """A shortcut of weight theta beside weights of zero gives the same counts again; beside itself, the double, clipped."""
+    first = unit("first", Synapses(IMAGE, torch.tensor([[[[1, 2], [3, 4]]]]), 8, (1, 1), (1, 1)), theta=7)
+    block = unit(
+        "block", Synapses("first", torch.zeros(1, 1, 3, 3, dtype=torch.int64), 2, (1, 1), (1, 1)), identity("first", 1, 50), theta=50
+    )
+    twice = unit("twice", identity("block", 1, 3), identity("first", 1, 3), theta=3)
+    net = IntegerNet("residual", 5, 5, None, (3, 4), 3, (first, block, twice, read(identity("twice", 1))))
+    images = make_images(net, 9)
+    answer = quantised_ann(net, images)
+    assert torch.equal(answer.counts[1], answer.counts[0])
+    assert torch.equal(answer.counts[2], (2 * answer.counts[0]).clamp(max=5))
+    assert_equals_ann(net, images, simulate(net, images))
+
+
+def test_synapses_from_two_maps_are_one_convolution_of_both(make_images: Images) -> None:
+    """A layer over two maps of 2 and 3 channels is one over a map of 5: a concatenation."""
+    draw = torch.Generator().manual_seed(5)
+    one, two = torch.randint(-8, 8, (2, 1, 3, 3), generator=draw), torch.randint(-8, 8, (3, 1, 3, 3), generator=draw)
+    over = torch.randint(-8, 8, (4, 5, 2, 3), generator=draw)
+    whole = unit("whole", Synapses(IMAGE, torch.cat([one, two]), 4, (1, 1), (1, 1)), theta=60)
+    joint = unit("joint", Synapses("whole", over, 4, (2, 1), (1, 2)), theta=8)
+    halves = [
+        unit("a", Synapses("whole", torch.eye(5, dtype=torch.int64)[:2, :, None, None], 2)),
+        unit("b", Synapses("whole", torch.eye(5, dtype=torch.int64)[2:, :, None, None], 2)),
+    ]
+    parts = unit("joint", Synapses("a", over[:, :2], 4, (2, 1), (1, 2)), Synapses("b", over[:, 2:], 4, (2, 1), (1, 2)), theta=8)
+    single = IntegerNet("single", 8, 8, None, (5, 4), 3, (whole, joint, read(identity("joint", 4))))
+    split = IntegerNet("split", 8, 8, None, (5, 4), 3, (whole, *halves, parts, read(identity("joint", 4))))
+    images = make_images(single, 12)
+    got, wanted = quantised_ann(split, images), quantised_ann(single, images)
+    assert torch.equal(torch.cat(got.counts[1:3], 1), wanted.counts[0])
+    assert torch.equal(got.counts[3], wanted.counts[1])
+    assert torch.equal(got.sums, wanted.sums)
+    assert wanted.counts[1].unique().tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_events_of_every_node(seed: int, make_graph: Net, make_images: Images) -> None:
+    """In all: the ANN's values; step by step: -1, 0, 1 of a neuron or maximum, and sums of those of an average."""
+    net = make_graph(seed)
+    images = make_images(net, 5, seed)
+    trace, answer = simulate(net, images), quantised_ann(net, images)
+    totals = [spikes.long().cumsum(0) for spikes in trace.spikes]
+    for node in net.nodes[:-1]:
+        final, steps = events_of(net, node.name, answer.counts), events_of(net, node.name, totals)
+        assert final.shape == (5, *net.shapes[node.name])
+        assert torch.equal(steps[-1], final)
+        assert int(final.max()) <= net.levels * net.span(node.name)
+        events = torch.cat([steps[:1], steps.diff(dim=0)])
+        assert int(events.min()) in net.events(node.name)
+        assert int(events.max()) in net.events(node.name)
+        if isinstance(node, Layer):
+            assert torch.equal(events.flatten(2), trace.spikes[net.spiking.index(node)].long())
