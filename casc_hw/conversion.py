@@ -1,26 +1,49 @@
-"""Conversion: a trained ``torch.nn.Sequential`` becomes an `IntegerNet`.
+"""Conversion: a trained ``torch.nn.Module`` becomes an `IntegerNet`.
+
+The module is traced with torch.fx and walked once, in execution order. On the way a tensor is a `_Value`: pieces of channels,
+each a sum of linear operators applied to what nodes emit (the image, spiking layers, pools), plus a bias. An activation ends
+the sum and makes a layer; the sum that leaves the module is the read-out.
 
 The only rounding is of weights and biases: ``W = round(w * theta / s_in)``, ``B = round(b * theta)``, where ``theta`` is
-a channel's integer threshold and ``s_in`` the units of an input event (the pixel maximum, or 1 for spikes).
+a channel's integer threshold and ``s_in`` the units of an input event (the pixel maximum, 1 for spikes, kh * kw times as much
+behind an average pool, which on chip is a sum).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import lcm, prod
+from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from casc_hw.clipquan import ClipQuan
 from casc_hw.errors import CascError
-from casc_hw.network import MAX_LEVELS, WEIGHT_BITS, IntegerNet, Linear
+from casc_hw.network import IMAGE, MAX_LEVELS, SHORTCUT_BITS, WEIGHT_BITS, IntegerNet, Layer, MapShape, Pool, Synapses, to_wire
 from casc_hw.reference import quantised_ann
 
 MAX_THRESHOLD = 1 << 24
 """Larger thresholds would only refine weights that are nearly zero, and cost width in every potential."""
+MAX_SHORTCUT = (1 << (SHORTCUT_BITS - 1)) - 1
+"""The largest weight of an identity shortcut."""
+_FINE = 1 << 12
+"""Steps per unit of a layer that has nothing but shortcuts, and so no weights that set its threshold."""
+_BLOCK = 1 << 16
+"""Weights whose rounding error is computed at a time: what a core's cache holds."""
+_BATCH = 7919
+"""The batch size in the shapes that a forward asks for: a prime, so that it is mistaken for no other size."""
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_RELUS = (nn.ReLU, nn.ReLU6)
+_CONVERTIBLE = (
+    "use Conv2d, Linear, BatchNorm, ClipQuan, ReLU, ReLU6, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, add, cat, Flatten, Dropout or Identity"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,8 @@ class Conversion:
     Attributes
     ----------
     net: the integer network.
-    weight_error: per layer, the root mean square of (integer weight in float units - weight), over that of the weights.
+    weight_error: per layer, the root mean square of (integer weight in float units - weight), over that of the weights; of the
+        worst of its synapses.
     scales: per spiking layer, what its activation was divided by (1 for ClipQuan; the percentile for ReLU).
     agreement: share of calibration images on which the integer network names the same class as the float network; None
         without calibration.
@@ -42,19 +66,8 @@ class Conversion:
     agreement: float | None
 
 
-@dataclass
-class _Block:
-    """Linear and what follows it, folded, in float64."""
-
-    name: str
-    weight: Tensor
-    bias: Tensor
-    activation: nn.Module | None = None
-    activation_name: str = ""
-
-
 def convert(
-    model: nn.Sequential,
+    model: nn.Module,
     *,
     input_shape: Sequence[int],
     input_max: int = 255,
@@ -69,26 +82,31 @@ def convert(
     percentile: float = 0.999,
     meta: dict[str, object] | None = None,
 ) -> Conversion:
-    """Convert ``model`` (Linear, BatchNorm1d, ClipQuan or ReLU, Flatten, Dropout, nested Sequential).
+    """Convert ``model``: convolutions, fully connected layers, pools, sums and concatenations between activations.
 
     Parameters
     ----------
     model: sees an image as ``(pixel / input_max - mean) / std``; BatchNorm is folded with its running statistics.
-    input_shape, input_max: shape of one image without the batch, and the pixel value that stands for 1.0 (<= 255).
-    bits: width of the weights, one for all or by the name of the Linear module.
+    input_shape, input_max: shape of one image without the batch, and the pixel value that stands for 1.0 (<= 255). A model that
+        starts with Conv2d sees images of shape (H, W) as (1, H, W); one that starts with Linear sees any image flat.
+    bits: width of the weights, one for all or by the name of the Conv2d or Linear module (8 where none is given).
     mean, std: input normalisation, one number or one per channel (the first dimension of ``input_shape``); folded.
     levels: T, needed for ReLU only: ClipQuan carries it.
     margin, sleep: the schedule (see `IntegerNet`); the default is one wake of T steps, then sleep until silence.
-    calibration: float images in 0..1 (pixel / input_max), shape (N, *input_shape); needed for ReLU.
+    calibration: float images in 0..1 (pixel / input_max), shape (N, *input_shape); needed for ReLU. All their activations of a
+        layer are held at once: a few hundred images are enough.
     percentile: share of a ReLU's calibration activations that stay below its clip.
 
     Raises
     ------
-    CascError: a module, weight or setting that cannot be converted, by its name.
+    CascError: a module, operation, weight or setting that cannot be converted, by its name.
     """
-    if not isinstance(model, nn.Sequential):
-        raise CascError(f"model: is a {type(model).__name__}, not a torch.nn.Sequential; wrap the layers in one")
+    if not isinstance(model, nn.Module):
+        raise CascError(f"model: is a {type(model).__name__}, not a torch.nn.Module; give the trained network")
     input_shape = tuple(input_shape)
+    for size in input_shape:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise CascError(f"input shape: {size!r} is not a positive integer; give the shape of one image")
     if not isinstance(input_max, int) or isinstance(input_max, bool) or not 1 <= input_max <= 255:
         raise CascError(f"input_max: {input_max!r} is not an integer from 1 to 255; use 8-bit pixels or fewer")
     if not 0 < percentile <= 1:
@@ -97,124 +115,1011 @@ def convert(
         raise CascError(f"calibration: shape {tuple(calibration.shape)} is not a batch of {input_shape}; give (N, {input_shape})")
     if calibration is not None and not ((calibration >= 0) & (calibration <= 1)).all():
         raise CascError(f"calibration: pixels span {calibration.min()} to {calibration.max()}, not 0 to 1; divide them by input_max")
-    blocks = list(_fold(model))
-    offset, gain = _normalisation(mean, std, input_shape)
-    if blocks[0].weight.shape[1] != prod(input_shape):
-        raise CascError(
-            f"{blocks[0].name}: takes {blocks[0].weight.shape[1]} inputs, an image of shape {input_shape} has {prod(input_shape)}; "
-            "give the right input_shape"
+    offset, gain = (_uniform(part.reshape(_map_shape(input_shape))) for part in _normalisation(mean, std, input_shape))
+    with _evaluation(model), torch.no_grad():
+        traced = _trace(model)
+        steps = _levels(traced, levels)
+        dims = _seen(traced, input_shape)
+        parameter = next(model.parameters(), torch.zeros(()))
+
+        def seen(images: Tensor) -> Tensor:
+            normalised = images.reshape(len(images), *_map_shape(input_shape)).to(torch.float64) * gain + offset
+            return normalised.reshape(len(images), *dims).to(parameter)
+
+        walk = _Walk(traced, input_shape, dims, input_max, offset, gain, bits, steps, percentile)
+        if calibration is not None and any(_is_relu(traced, node) for node in traced.graph.nodes):
+            walk.measure(seen(calibration))
+        walk.walk()
+        _check_trace(model, traced, seen(torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))))
+        steps = walk.levels or 1
+        net = IntegerNet(
+            name, steps, steps if margin is None else margin, sleep, input_shape, input_max, tuple(walk.nodes), dict(meta or {})
         )
-    blocks[0].bias = blocks[0].bias + blocks[0].weight @ offset
-    blocks[0].weight = blocks[0].weight * gain
-    expected = None if calibration is None else _float_classes(model, calibration, offset, gain)
-    steps = _levels(blocks, levels)
-    scales = _absorb_scales(blocks, steps, calibration, percentile)
-
-    layers, errors = [], {}
-    for index, block in enumerate(blocks):
-        unit = input_max if index == 0 else 1
-        width = bits if isinstance(bits, int) else bits.get(block.name, 8)
-        if width not in WEIGHT_BITS:
-            raise CascError(f"{block.name}: {width!r}-bit weights; use one of {', '.join(map(str, WEIGHT_BITS))}")
-        layer = quantise(block.name, block.weight, block.bias, width, unit, readout=block.activation is None)
-        one = torch.tensor(layer.scale, dtype=torch.float64) if layer.threshold is None else layer.threshold[:, None]
-        error = layer.weight * unit / one - block.weight
-        errors[block.name] = float(error.norm() / block.weight.norm().clamp(min=1e-30))
-        layers.append(layer)
-    if isinstance(bits, Mapping) and (unknown := set(bits) - set(errors)):
-        raise CascError(f"bits: no Linear is called {sorted(unknown)[0]!r}; the names are {', '.join(errors)}")
-    net = IntegerNet(name, steps, steps if margin is None else margin, sleep, input_shape, input_max, tuple(layers), dict(meta or {}))
-    agreement = None
-    if calibration is not None and expected is not None:
-        answer = quantised_ann(net, (calibration * input_max).round().clamp(0, input_max))
-        agreement = float((answer.classes == expected).double().mean())
-    return Conversion(net, errors, scales, agreement)
+        agreement = None
+        if calibration is not None:
+            same = [
+                quantised_ann(net, (images * input_max).round().clamp(0, input_max)).classes == _classes(net, model(seen(images)))
+                for images in (calibration[low : low + 64] for low in range(0, len(calibration), 64))
+            ]
+            agreement = float(torch.cat(same).double().mean())
+    return Conversion(net, walk.errors, walk.scales, agreement)
 
 
-def quantise(name: str, weight: Tensor, bias: Tensor, bits: int, unit: int, *, readout: bool) -> Linear:
-    """Round one layer: thresholds so that each channel uses its ``bits`` best, one scale for a read-out.
+# --- rounding ---------------------------------------------------------------------------------------------------------
 
-    ``weight`` float64 (outputs, inputs), ``bias`` float64 (outputs,), ``unit``: s_in. At 8 and 6 bits the largest weight of a
-    channel meets the largest integer; below, the threshold that rounds and clips with the least square error is searched for.
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer in integers.
+
+    Attributes
+    ----------
+    weights: per synapses, int64, in the shape given.
+    bias: int64 (outputs,).
+    threshold: int64 (outputs,), positive; None for a read-out.
+    scale: of a read-out, integer units per float unit; else None.
     """
-    top = (1 << (bits - 1)) - 1
-    peak = weight.abs().amax(1)
-    if readout:
-        peak = peak.max().expand_as(peak)
-    stretch = torch.tensor([1.0]) if bits >= 6 else torch.linspace(0.8, 4.0, 129, dtype=torch.float64)
-    peak = torch.where(peak > 0, peak, peak.max()).clamp(min=1e-30)  # a channel without weights needs no width of its own
-    one = (stretch[:, None] * unit * top / peak).clamp(max=MAX_THRESHOLD)  # (candidates, outputs)
-    if not readout:  # a threshold is a positive integer; a scale need not be
+
+    weights: tuple[Tensor, ...]
+    bias: Tensor
+    threshold: Tensor | None
+    scale: float | None
+
+    @property
+    def one(self) -> Tensor:
+        """What stands for 1.0, float64 (outputs,): the thresholds, or the scale."""
+        return torch.full((len(self.bias),), self.scale or 0.0, dtype=torch.float64) if self.threshold is None else self.threshold.double()
+
+
+def round_layer(
+    name: str, weights: Sequence[Tensor], bias: Tensor, bits: Sequence[int | None], units: Sequence[int], *, readout: bool = False
+) -> Rounded:
+    """Round the synapses of one layer together: thresholds so that each channel uses its bits best, one scale for a read-out.
+
+    ``weights``: float64, (outputs, ...) each; ``bias``: float64 (outputs,); ``units``: s_in of each. At 8 and 6 bits the largest
+    weight of a channel meets the largest integer; below, the threshold that rounds and clips with the least square error is
+    searched for. ``bits`` None marks an identity shortcut: its weights do not limit the threshold, and where they are whole
+    numbers the threshold is a multiple of its unit, so that they stay exact. CascError where no threshold can be.
+    """
+    flat = [weight.flatten(1) for weight in weights]
+    tops = [MAX_SHORTCUT if width is None else (1 << (width - 1)) - 1 for width in bits]
+    shortcuts = [index for index, width in enumerate(bits) if width is None]
+    exact = [index for index in shortcuts if torch.equal(flat[index], flat[index].round())]
+    multiple = lcm(*(units[index] for index in exact))
+    one = _candidates(flat, bits, tops, units, readout)
+    if one is None:  # nothing but shortcuts
+        whole = len(exact) == len(flat) and torch.equal(bias * multiple, (bias * multiple).round())
+        fine = multiple if whole else -(-_FINE * max(units) // multiple) * multiple
+        one = torch.full((1, len(bias)), float(fine), dtype=torch.float64)
+    one = one.clamp(max=MAX_THRESHOLD)
+    for index in shortcuts:
+        limit = (MAX_SHORTCUT * units[index] / flat[index].abs().amax(1).clamp(min=1e-30)).floor()
+        one = torch.minimum(one, limit.min() if readout else limit)
+    widths = ", ".join(str(width) for width in bits if width is not None)
+    if multiple > 1 and (worst := float(one.amax(0).min())) < multiple:
+        raise CascError(
+            f"{name}: its shortcut needs a threshold that is a multiple of {multiple} (the size of the average pools before it), "
+            f"but {widths}-bit weights of this size allow {worst:.3g} at most; use more bits, or put an activation behind the pool"
+        )
+    if multiple > 1:
+        one = ((one / multiple).floor() * multiple).clamp(min=multiple)
+    elif not readout or shortcuts:  # a threshold is a positive integer; a scale need not be
         one = one.clamp(min=1).round()
-    error = torch.stack(
-        [((weight * (o / unit)[:, None]).round().clamp(-top, top) * unit / o[:, None] - weight).square().sum(1) for o in one]
+    if len(one) > 1:
+        error = _rounding_errors(flat, one, tops, units)
+        if readout:
+            error = error.sum(1, keepdim=True).expand_as(error)
+        one = one.gather(0, error.argmin(0, keepdim=True))
+    one = one[0]
+    integers = tuple(
+        (rows * (one / unit)[:, None]).round().clamp(-top, top).to(torch.int64).reshape(weight.shape)
+        for weight, rows, unit, top in zip(weights, flat, units, tops, strict=True)
     )
-    if readout:
-        error = error.sum(1, keepdim=True).expand_as(error)
-    one = one.gather(0, error.argmin(0, keepdim=True))[0]
-    return Linear(
-        name=name,
-        weight=(weight * (one / unit)[:, None]).round().clamp(-top, top).to(torch.int64),
+    for index in shortcuts:
+        if weights[index].any() and not integers[index].any():
+            raise CascError(
+                f"{name}: {widths}-bit weights leave a threshold of {float(one.max()):.3g}, at which its shortcut behind average pools of "
+                f"size {units[index]} is rounded to nothing; use more bits, or put an activation behind the pool"
+            )
+    return Rounded(
+        weights=integers,
         bias=(bias * one).round().to(torch.int64),
         threshold=None if readout else one.to(torch.int64),
-        bits=bits,
         scale=float(one[0]) if readout else None,
     )
 
 
-def _fold(model: nn.Sequential) -> Iterator[_Block]:
-    """The blocks of ``model``; CascError, by name, at what cannot be converted."""
-    block: _Block | None = None
-    for name, module in _leaves(model, ""):
+def _candidates(
+    flat: Sequence[Tensor], bits: Sequence[int | None], tops: Sequence[int], units: Sequence[int], readout: bool
+) -> Tensor | None:
+    """Thresholds to try, float64 (candidates, outputs): from where the first of the weights meets its largest integer; None if free."""
+    weighted = [index for index, width in enumerate(bits) if width is not None]
+    if not weighted:
+        return None
+    peaks = torch.stack([flat[index].abs().amax(1) for index in weighted])  # (synapses, outputs)
+    if readout:
+        peaks = peaks.amax(1, keepdim=True).expand_as(peaks)
+    unit, top = (torch.tensor([of[index] for index in weighted])[:, None].expand_as(peaks) for of in (units, tops))
+    load = peaks / (unit * top)
+    tight = load.argmax(0, keepdim=True)
+    channel = torch.arange(peaks.shape[1])
+    channel = torch.where(load.amax(0) > 0, channel, load.amax(0).argmax())  # a channel without weights needs no width of its own
+    peak, unit, top = (of.gather(0, tight)[0, channel] for of in (peaks, unit, top))
+    search = min(width for width in bits if width is not None) < 6
+    stretch = torch.linspace(0.8, 4.0, 129, dtype=torch.float64) if search else torch.ones(1, dtype=torch.float64)
+    return stretch[:, None] * unit * top / peak.clamp(min=1e-30)
+
+
+def _rounding_errors(flat: Sequence[Tensor], one: Tensor, tops: Sequence[int], units: Sequence[int]) -> Tensor:
+    """Per candidate threshold and output, float64: the square error of all weights, rounded and clipped; a block of rows at a time."""
+    errors = torch.zeros_like(one)
+    for weight, top, unit in zip(flat, tops, units, strict=True):
+        size = max(_BLOCK // weight.shape[1], 1)
+        for low in range(0, len(weight), size):
+            rows = weight[low : low + size]
+            buffer = torch.empty_like(rows)
+            for error, theta in zip(errors[:, low : low + size], one[:, low : low + size, None], strict=True):
+                torch.mul(rows, theta / unit, out=buffer)
+                error += buffer.round_().clamp_(-top, top).mul_(unit).div_(theta).sub_(rows).square_().sum(1)
+    return errors
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A linear operator applied to what ``source`` emits.
+
+    ``weight``, float64: (O, inputs) or (O, I // groups, kh, kw) of a ``module``; or, of a scaled identity, which has no module,
+    (C, 1, 1), or (C, H, W) where it differs over the map.
+    """
+
+    source: str
+    weight: Tensor
+    module: str = ""
+    order: int = 0
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    groups: int = 1
+
+    @property
+    def pointwise(self) -> bool:
+        """Commutes with an average."""
+        if not self.module:
+            return True
+        return self.weight.ndim == 4 and (*self.weight.shape[2:], *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Channels of a value: the sum of ``terms``, plus ``bias``, float64 (C, 1, 1) or (C, H, W); ``shape`` is (C, H, W)."""
+
+    terms: tuple[_Term, ...]
+    bias: Tensor
+    shape: MapShape
+
+    def scaled(self, gain: Tensor) -> _Piece:
+        """Times ``gain``, (C, 1, 1); or (C, H, W) where there are only identities."""
+        terms = []
+        for term in self.terms:
+            spread = gain.reshape(-1, *[1] * (term.weight.ndim - 1)) if term.module else gain
+            terms.append(replace(term, weight=term.weight * spread))
+        return replace(self, terms=tuple(terms), bias=self.bias * gain)
+
+    @property
+    def follows(self) -> str:
+        """The module whose weights are in it; empty if none's."""
+        return next((term.module for term in self.terms if term.module), "")
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Of a pool."""
+
+    name: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor of the model: ``pieces`` along the channels; ``dims`` is its shape without the batch.
+
+    ``waiting``: max pools of a sum, which are taken behind the activation that follows, for which it makes no difference.
+    """
+
+    pieces: tuple[_Piece, ...]
+    dims: tuple[int, ...]
+    waiting: tuple[_Window, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What a node emits: its shape (C, H, W), s_in, its depth in layers, whether averages are in it, and who made it."""
+
+    shape: MapShape
+    unit: int
+    depth: int
+    averaged: bool
+    made_by: str
+
+
+class _Walk:
+    """Visits the graph's nodes in order and leaves ``nodes`` of an `IntegerNet`. Handlers have the parameters of the torch functions."""
+
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        input_shape: tuple[int, ...],
+        dims: tuple[int, ...],
+        input_max: int,
+        offset: Tensor,
+        gain: Tensor,
+        bits: int | Mapping[str, int],
+        levels: int | None,
+        percentile: float,
+    ):
+        self.traced, self.bits, self.levels, self.percentile = traced, bits, levels, percentile
+        self.input_shape = input_shape
+        shape = _map_shape(input_shape)
+        self.image = _Value((_Piece((_Term(IMAGE, gain),), offset, shape),), dims)
+        self.maps = {IMAGE: _Map(shape, input_max, 0, False, "the image")}
+        self.run: fx.Interpreter | None = None
+        self.values: dict[fx.Node, Any] = {}
+        self.node: fx.Node | None = None
+        self.where = ""
+        self.modules: dict[str, None] = {}
+        self.order = 0
+        self.image_layer = ""
+        self.nodes: list[Layer | Pool] = []
+        self.errors: dict[str, float] = {}
+        self.scales: dict[str, float] = {}
+
+    def measure(self, images: Tensor) -> None:
+        """Run the float network on ``images`` along with the walk."""
+        self.run = fx.Interpreter(self.traced)
+        for node in self.traced.graph.find_nodes(op="placeholder"):
+            self.run.env[node] = images
+
+    def walk(self) -> None:
+        """Visit every node; CascError, by name, at the first that cannot be converted."""
+        waiting = {node: len(node.users) for node in self.traced.graph.nodes}
+        for node in self.traced.graph.nodes:
+            self.node, self.where = node, _label(node)
+            self.values[node] = self._visit(node)
+            if self.run is not None and node not in self.run.env and node.op != "output":
+                self.run.env[node] = self.run.run_node(node)
+            for operand in node.all_input_nodes:
+                waiting[operand] -= 1
+                if not waiting[operand]:
+                    del self.values[operand]
+                    if self.run is not None:
+                        del self.run.env[operand]
+        if isinstance(self.bits, Mapping) and (unknown := set(self.bits) - set(self.modules)):
+            raise CascError(f"bits: no Conv2d or Linear is called {sorted(unknown)[0]!r}; the names are {', '.join(self.modules)}")
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.image
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        if node.op == "output":
+            return self._readout(args[0])
+        if node.op == "call_module":
+            return self._module(node, args, kwargs)
+        if node.op == "get_attr":
+            self._refuse("is a parameter or buffer that the forward uses itself; use a module")
+        tensors = [value for value in map(self.values.__getitem__, node.all_input_nodes) if isinstance(value, _Value)]
+        if not tensors:  # arithmetic on sizes
+            result = getattr(args[0], node.target)(*args[1:], **kwargs) if isinstance(node.target, str) else node.target(*args, **kwargs)
+            return self._cannot() if isinstance(result, Tensor) else result
+        handler = _HANDLERS.get(node.target)
+        if handler is None:
+            self._cannot()
+        return self._call(handler, *args, **kwargs)
+
+    def _module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        module = self.traced.get_submodule(str(node.target))
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
+            if module._forward_pre_hooks:
+                self._refuse("has a forward pre-hook (pruning, weight norm?), which may change its weights; make them permanent first")
+            handler = _Walk._conv if isinstance(module, nn.Conv2d) else _Walk._linear if isinstance(module, nn.Linear) else _Walk._norm
+            return self._call(handler, *args, module=module, **kwargs)
+        if isinstance(module, ClipQuan):
+            return self._call(_Walk._clip, *args, **kwargs)
+        if isinstance(module, _RELUS):
+            return self._call(_Walk._relu6 if isinstance(module, nn.ReLU6) else _Walk._relu, *args, **kwargs)
+        if isinstance(module, (*_DROPOUTS, nn.Identity)):
+            return self._call(_Walk._same, *args, **kwargs)
         if isinstance(module, nn.Flatten):
-            if block is not None or (module.start_dim, module.end_dim) != (1, -1):
-                raise CascError(f"{name}: Flatten must come first, with start_dim=1 and end_dim=-1; move it")
-        elif isinstance(module, nn.Dropout):
-            continue
-        elif isinstance(module, nn.Linear):
-            if block is not None:
-                if block.activation is None:
-                    raise CascError(f"{name}: follows {block.name} with no activation between; merge the two Linear layers or add ClipQuan")
-                if module.in_features != len(block.bias):
-                    raise CascError(f"{name}: takes {module.in_features} inputs, but {len(block.bias)} arrive; fix the layer sizes")
-                yield block
-            bias = torch.zeros(module.out_features) if module.bias is None else module.bias
-            block = _Block(name, _finite(name, "weight", module.weight), _finite(name, "bias", bias))
-        elif block is None:
-            raise CascError(f"{name}: {type(module).__name__} comes before the first Linear; fold it into the input normalisation")
-        elif block.activation is not None:
-            raise CascError(f"{name}: {type(module).__name__} follows the activation {block.activation_name}; put it before")
-        elif isinstance(module, nn.BatchNorm1d):
-            if module.running_mean is None or module.running_var is None:
-                raise CascError(f"{name}: BatchNorm1d keeps no running statistics; train it with track_running_stats=True")
-            if module.num_features != len(block.bias):
-                raise CascError(f"{name}: BatchNorm1d of {module.num_features} features follows {len(block.bias)} outputs; fix the sizes")
-            gain = (_finite(name, "running_var", module.running_var) + module.eps).rsqrt()
-            shift = -_finite(name, "running_mean", module.running_mean)
-            gamma, beta = (torch.ones(()), torch.zeros(())) if module.weight is None else (module.weight, module.bias)
-            gain = gain * _finite(name, "weight", gamma)
-            block.weight = block.weight * gain[:, None]
-            block.bias = (block.bias + shift) * gain + _finite(name, "bias", beta)
-        elif isinstance(module, (ClipQuan, nn.ReLU)):
-            block.activation, block.activation_name = module, name
-        else:
-            raise CascError(
-                f"{name}: {type(module).__name__} cannot be converted; "
-                "use Linear, BatchNorm1d, ClipQuan, ReLU, Flatten, Dropout or Sequential"
+            return self._call(_reshaper("flatten"), *args, start_dim=module.start_dim, end_dim=module.end_dim, **kwargs)
+        pool = next((of for kind, of in _POOLS.items() if isinstance(module, kind)), None)
+        if pool is None:
+            self._cannot(type(module).__name__)
+        handler, fields = pool
+        return self._call(handler, *args, **{field: getattr(module, field) for field in fields}, **kwargs)
+
+    def _call(self, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            inspect.signature(handler).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise CascError(f"{self.where}: {error}, which cannot be converted; leave it out") from error
+        return handler(self, *args, **kwargs)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise CascError(f"{self.where}: {what}")
+
+    def _cannot(self, kind: str = "") -> NoReturn:
+        node = self.node
+        assert node is not None
+        kind = kind or (f"Tensor.{node.target}" if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target)))
+        path = next(reversed(node.meta.get("nn_module_stack") or [""]))
+        within = f" (in module {path})" if path and node.op != "call_module" else ""
+        if "softmax" in kind.lower():
+            self._refuse(f"{kind}{within} cannot be converted; leave it to the host, the largest sum stays the largest")
+        self._refuse(f"{kind}{within} cannot be converted; {_CONVERTIBLE}")
+
+    # Linear operators
+
+    def _tensor(self, value: Any) -> _Value:
+        """``value``, which must be a tensor."""
+        if not isinstance(value, _Value):
+            self._refuse(f"takes a {type(value).__name__}, not a tensor; {_CONVERTIBLE}")
+        return value
+
+    def _ended(self, value: Any) -> _Value:
+        """``value``, for which no max pool may wait."""
+        tensor = self._tensor(value)
+        if tensor.waiting:
+            name = tensor.waiting[-1].name
+            self._refuse(f"takes the max pool {name} of a sum that no activation ended; put ClipQuan before {name} or right behind it")
+        return tensor
+
+    def _activations(self, value: Any) -> _Value:
+        """What a convolution or Linear takes: sums of identities."""
+        tensor = self._ended(value)
+        for piece in tensor.pieces:
+            if piece.follows:
+                self._refuse(
+                    f"follows {piece.follows} with no activation between; merge the two layers or add ClipQuan behind {piece.follows}"
+                )
+        return tensor
+
+    def _even(self, part: Tensor, what: str) -> Tensor:
+        if part.shape[1:] != (1, 1):
+            self._refuse(f"{what} differs over the map, because of the input normalisation or a BatchNorm1d; use one number per channel")
+        return part
+
+    def _spread(self, value: _Value) -> MapShape:
+        if len(value.dims) != 3:
+            self._refuse(f"takes (channels, height, width), but a tensor of shape (N, {_sizes(value.dims)}) arrives; fix the shapes")
+        return value.dims
+
+    def _parameters(self, module: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+        self.modules.setdefault(self.where)
+        self.order += 1
+        weight = _finite(self.where, "weight", module.weight)
+        bias = torch.zeros(len(weight)) if module.bias is None else module.bias
+        return weight, _finite(self.where, "bias", bias)
+
+    def _conv(self, input: Any, *, module: nn.Conv2d) -> _Value:
+        value = self._activations(input)
+        pieces = value.pieces
+        _, height, width = self._spread(value)
+        if module.in_channels != value.dims[0]:
+            self._refuse(f"takes {module.in_channels} channels, but {value.dims[0]} arrive; fix the layer sizes")
+        if type(module)._conv_forward is not nn.Conv2d._conv_forward:
+            self._refuse(f"{type(module).__name__} convolves in a way of its own; use torch.nn.Conv2d")
+        kernel, padding = _pair(module.kernel_size), self._padding(module)
+        size = self._size(height, width, kernel, _pair(module.stride), padding)
+        weight, bias = self._parameters(module)
+        per_group, outputs = weight.shape[1], len(weight) // module.groups
+        made = []
+        low = 0
+        for piece in pieces:
+            high = low + piece.shape[0]
+            if module.groups == 1:
+                made.append(self._convolved(piece, module, weight[:, low:high], 1, padding))
+            elif low % per_group or high % per_group:
+                self._refuse(
+                    f"groups of {per_group} channels cut through a concatenation of ({_parts(pieces)}); use groups that fit its parts"
+                )
+            else:
+                groups = slice(low // per_group * outputs, high // per_group * outputs)
+                terms, shift = self._convolved(piece, module, weight[groups], (high - low) // per_group, padding)
+                made.append((terms, shift + bias[groups]))
+            low = high
+        if module.groups == 1:
+            made = [(tuple(term for terms, _ in made for term in terms), bias + torch.stack([shift for _, shift in made]).sum(0))]
+        done = tuple(_Piece(terms, shift[:, None, None], (len(shift), *size)) for terms, shift in made)
+        return _Value(done, (len(weight), *size))
+
+    def _convolved(
+        self, piece: _Piece, module: nn.Conv2d, weight: Tensor, groups: int, padding: tuple[int, int]
+    ) -> tuple[tuple[_Term, ...], Tensor]:
+        """Terms and bias, (O,), of a convolution of ``piece``."""
+
+        def by_weight(channels: Tensor) -> Tensor:  # (I, 1, 1) as (O, I // groups, 1, 1)
+            return channels.reshape(groups, 1, -1).expand(-1, len(weight) // groups, -1).reshape(len(weight), -1, 1, 1)
+
+        shift = piece.bias
+        if padding != (0, 0) and shift.any():
+            if any(term.source == IMAGE for term in piece.terms):
+                self._refuse(
+                    f"pads with zeros, but a pixel of 0 is {float(shift.flatten()[shift.flatten().abs().argmax()]):.3g} after the input "
+                    "normalisation, so that the padded pixels are not raw zeros; use padding 0, or train with mean 0"
+                )
+            self._refuse(
+                "pads with zeros what a BatchNorm or sum has shifted, which no bias can repeat; use padding 0 or normalise after it"
             )
-    if block is None:
-        raise CascError("model: has no Linear layer; there is nothing to convert")
-    if block.activation is not None:
-        raise CascError(f"{block.activation_name}: the network ends in an activation; end it with a Linear read-out")
-    yield block
+        terms = tuple(
+            _Term(
+                term.source,
+                weight * by_weight(self._even(term.weight, "the scale of what it takes")),
+                self.where,
+                self.order,
+                _pair(module.stride),
+                padding,
+                groups,
+            )
+            for term in piece.terms
+        )
+        if not shift.any():
+            return terms, torch.zeros(len(weight), dtype=torch.float64)
+        return terms, (weight * by_weight(self._even(shift, "the bias of what it takes"))).sum((1, 2, 3))
+
+    def _padding(self, module: nn.Conv2d) -> tuple[int, int]:
+        kernel = _pair(module.kernel_size)
+        if any(step != 1 and size != 1 for step, size in zip(_pair(module.dilation), kernel, strict=True)):
+            self._refuse(f"dilation {module.dilation} cannot be converted; use dilation 1")
+        if module.padding == "same" and not all(size % 2 for size in kernel):
+            self._refuse(f"'same' padding of an even kernel {kernel} is not symmetric; use an odd kernel or a number")
+        named = {"same": ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2), "valid": (0, 0)}
+        padding = named[module.padding] if isinstance(module.padding, str) else _pair(module.padding)
+        if padding != (0, 0) and module.padding_mode != "zeros":
+            self._refuse(f"padding_mode {module.padding_mode!r} cannot be converted; use zeros")
+        return padding
+
+    def _size(self, height: int, width: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output map."""
+        if padding[0] >= kernel[0] or padding[1] >= kernel[1]:
+            self._refuse(f"padding {padding} is not less than the kernel {kernel}; use less padding")
+        sizes = [(of + 2 * p - k) // s + 1 for of, k, s, p in zip((height, width), kernel, stride, padding, strict=True)]
+        if min(sizes) < 1:
+            self._refuse(f"a kernel {kernel} does not fit a map of {height}x{width} with padding {padding}; use a smaller kernel")
+        return sizes[0], sizes[1]
+
+    def _linear(self, input: Any, *, module: nn.Linear) -> _Value:
+        value = self._activations(input)
+        pieces = value.pieces
+        if len(value.dims) != 1:
+            self._refuse(f"takes a flat tensor, but one of shape (N, {_sizes(value.dims)}) arrives; put Flatten before it")
+        if module.in_features != value.dims[0]:
+            if [term.source for piece in pieces for term in piece.terms] == [IMAGE]:
+                self._refuse(
+                    f"takes {module.in_features} inputs, an image of shape {self.input_shape} has {value.dims[0]}; "
+                    "give the right input_shape"
+                )
+            self._refuse(f"takes {module.in_features} inputs, but {value.dims[0]} arrive; fix the layer sizes")
+        weight, bias = self._parameters(module)
+        terms: list[_Term] = []
+        low = 0
+        for piece in pieces:
+            spread = weight[:, low : low + prod(piece.shape)].reshape(-1, *piece.shape)
+            low += prod(piece.shape)
+            terms += [_Term(term.source, (spread * term.weight).flatten(1), self.where, self.order) for term in piece.terms]
+            if piece.bias.any():
+                bias = bias + (spread * piece.bias).sum((1, 2, 3))
+        return _Value((_Piece(tuple(terms), bias[:, None, None], (len(bias), 1, 1)),), (len(bias),))
+
+    def _norm(self, input: Any, *, module: nn.BatchNorm1d | nn.BatchNorm2d) -> _Value:
+        value = self._ended(input)
+        kind = type(module).__name__
+        if isinstance(module, nn.BatchNorm2d):
+            self._spread(value)
+        elif len(value.dims) != 1:
+            self._refuse(f"{kind} takes a flat tensor, but one of shape (N, {_sizes(value.dims)}) arrives; use BatchNorm2d")
+        if module.running_mean is None or module.running_var is None:
+            self._refuse(f"{kind} keeps no running statistics; train it with track_running_stats=True")
+        if module.num_features != value.dims[0]:
+            self._refuse(f"{kind} of {module.num_features} features follows {value.dims[0]} outputs; fix the sizes")
+        gain = (_finite(self.where, "running_var", module.running_var) + module.eps).rsqrt()
+        shift = -_finite(self.where, "running_mean", module.running_mean)
+        affine = module.weight is not None
+        gain = gain * (_finite(self.where, "weight", module.weight) if affine else 1.0)
+        beta = _finite(self.where, "bias", module.bias) if affine else torch.zeros_like(gain)
+        pieces, low = [], 0
+        for piece in value.pieces:
+            flat = len(value.dims) == 1 and piece.shape[1:] != (1, 1)
+            if flat and piece.follows:
+                self._refuse(f"{kind} normalises every place of a flattened map by itself; use BatchNorm2d before Flatten")
+            shape = piece.shape if flat else (piece.shape[0], 1, 1)
+            part = slice(low, low + prod(shape))
+            low = part.stop
+            scaled = replace(piece, bias=piece.bias + shift[part].reshape(shape)).scaled(gain[part].reshape(shape))
+            pieces.append(replace(scaled, bias=scaled.bias + beta[part].reshape(shape)))
+        return replace(value, pieces=tuple(pieces))
+
+    def _add(self, input: Any, other: Any, *, alpha: Any = 1) -> _Value:
+        if alpha != 1:
+            self._refuse(f"adds {alpha!r} times a tensor, which cannot be converted; add it once")
+        value, added = (other, input) if isinstance(other, _Value) and not isinstance(input, _Value) else (input, other)
+        value = self._ended(value)
+        if isinstance(added, (int, float)) and not isinstance(added, bool):
+            return replace(value, pieces=tuple(replace(piece, bias=piece.bias + added) for piece in value.pieces))
+        added = self._ended(added)
+        if value.dims != added.dims:
+            self._refuse(f"adds tensors of shapes (N, {_sizes(value.dims)}) and (N, {_sizes(added.dims)}); give them one shape")
+        if [piece.shape for piece in value.pieces] != [piece.shape for piece in added.pieces]:
+            self._refuse(
+                f"adds ({_parts(value.pieces)}) and ({_parts(added.pieces)}), which are put together differently; "
+                "put an activation between them and Flatten or cat"
+            )
+        pieces = []
+        for one, two in zip(value.pieces, added.pieces, strict=True):
+            terms = list(one.terms)
+            for term in two.terms:
+                twin = next((at for at, of in enumerate(terms) if not of.module and not term.module and of.source == term.source), None)
+                if twin is None:
+                    terms.append(term)
+                else:
+                    terms[twin] = replace(term, weight=terms[twin].weight + term.weight)
+            pieces.append(replace(one, terms=tuple(terms), bias=one.bias + two.bias))
+        return replace(value, pieces=tuple(pieces))
+
+    def _cat(self, tensors: Any, dim: int = 0, *, axis: int | None = None) -> _Value:
+        tensors = [self._ended(value) for value in tensors]
+        dims = tensors[0].dims
+        dim = dim if axis is None else axis
+        if len(dims) not in (1, 3) or dim % (len(dims) + 1) != 1:
+            self._refuse(f"concatenates along dimension {dim}, which cannot be converted; use dim=1, the channels")
+        if any(value.dims[1:] != dims[1:] for value in tensors):
+            self._refuse(f"concatenates {' and '.join(f'(N, {_sizes(value.dims)})' for value in tensors)}; give them one height and width")
+        pieces = tuple(piece for value in tensors for piece in value.pieces)
+        return _Value(pieces, (sum(value.dims[0] for value in tensors), *dims[1:]))
+
+    # Shapes
+
+    def _same(self, input: Any) -> Any:
+        return input
+
+    def _dropout(self, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if training:
+            self._refuse("drops out in eval mode too; pass training=self.training")
+        return input
+
+    def _shape(self, method: str, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """What ``method`` of a tensor in that shape says: sizes as they are, a reshape as a value, if only its dims change."""
+        if not isinstance(input, _Value):
+            self._cannot()
+        tensor = torch.empty((_BATCH, *input.dims), device="meta")
+        try:
+            said = getattr(tensor, method)(*args, **kwargs)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise CascError(
+                f"{self.where}: {method} of a tensor of shape (N, {_sizes(input.dims)}) fails ({_line(error)}); fix it"
+            ) from error
+        if not isinstance(said, Tensor):
+            return said
+        dims = tuple(said.shape[1:])
+        whole = input.pieces[0].shape if len(input.pieces) == 1 else (input.dims[0], 1, 1)
+        square = len(input.pieces) == 1 or all(piece.shape[1:] == (1, 1) for piece in input.pieces)
+        kept = dims == input.dims or len(dims) == 1 or (dims == whole and square and not input.waiting)
+        if said.shape[0] != _BATCH or not kept:
+            shown = _sizes(("N" if size == _BATCH else size) for size in said.shape)
+            self._refuse(f"{method} from (N, {_sizes(input.dims)}) to ({shown}) cannot be converted; only flattening to (N, -1) can")
+        return replace(input, dims=dims)
+
+    def _attribute(self, input: Any, name: str) -> Any:
+        if name not in ("shape", "ndim", "dtype", "device"):
+            self._refuse(f"the attribute {name!r} of a tensor cannot be converted; {_CONVERTIBLE}")
+        return getattr(torch.empty((_BATCH, *input.dims), device="meta"), name)
+
+    # Pools
+
+    def _window(self, value: _Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[_Window, tuple[int, int]]:
+        _, height, width = self._spread(value)
+        window = _Window(self.where, _pair(kernel), _pair(kernel if stride is None or stride == () else stride), _pair(padding))
+        if _pair(dilation) != (1, 1):
+            self._refuse(f"dilation {dilation} cannot be converted; use dilation 1")
+        size = self._size(height, width, window.kernel, window.stride, window.padding)
+        if ceil and any(
+            (of + 2 * p - k) % s for of, k, s, p in zip((height, width), window.kernel, window.stride, window.padding, strict=True)
+        ):
+            self._refuse("ceil_mode=True cannot be converted for this size; use ceil_mode=False")
+        for piece in value.pieces:
+            if any(term.source == IMAGE and not term.module for term in piece.terms):
+                self._refuse("pools the image, but only what neurons emit can be pooled; shrink the images beforehand")
+        return window, size
+
+    def _max(
+        self,
+        input: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> _Value:
+        if return_indices:
+            self._refuse("return_indices=True cannot be converted; leave it out")
+        value = self._tensor(input)
+        window, size = self._window(value, kernel_size, stride, padding, dilation, ceil_mode)
+        dims = (value.dims[0], *size)
+        if window.kernel == window.stride == (1, 1):
+            return value
+        plain = all(len(piece.terms) == 1 and not piece.follows and (piece.terms[0].weight > 0).all() for piece in value.pieces)
+        if value.waiting or not plain:
+            return replace(value, dims=dims, waiting=(*value.waiting, window))
+        return _Value(tuple(self._pooled_max(piece, window) for piece in value.pieces), dims)
+
+    def _pooled_max(self, piece: _Piece, window: _Window) -> _Piece:
+        (term,) = piece.terms
+        if self.maps[term.source].averaged:
+            self._refuse(
+                f"takes the maximum of averages ({self.maps[term.source].made_by}), but needs single neurons; put ClipQuan between"
+            )
+        source = self._pool("max", term.source, window)
+        return replace(piece, terms=(replace(term, source=source),), shape=self.maps[source].shape)
+
+    def _average(
+        self,
+        input: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> _Value:
+        value = self._ended(input)
+        window, size = self._window(value, kernel_size, stride, padding, 1, ceil_mode)
+        if window.padding != (0, 0) and not count_include_pad:
+            self._refuse("count_include_pad=False cannot be converted with padding; use padding 0 or count_include_pad=True")
+        if divisor_override not in (None, prod(window.kernel)):
+            self._refuse(f"divisor_override {divisor_override} cannot be converted; leave it out")
+        if window.kernel == window.stride == (1, 1):
+            return value
+        pooled: dict[str, str] = {}
+        pieces = []
+        for piece in value.pieces:
+            if window.padding != (0, 0) and piece.bias.any():
+                self._refuse("pads with zeros what a bias has shifted, which no bias can repeat; use padding 0")
+            self._even(piece.bias, "the bias of what it averages")
+            terms = []
+            for term in piece.terms:
+                if not term.pointwise:
+                    self._refuse(f"averages the sums of {term.module}, which has no activation; put ClipQuan between")
+                if not term.module:
+                    self._even(term.weight, "the scale of what it averages")
+                if term.source not in pooled:
+                    if term.source == IMAGE:
+                        self._refuse("pools the image, but only what neurons emit can be pooled; shrink the images beforehand")
+                    pooled[term.source] = self._pool("average", term.source, window)
+                terms.append(replace(term, source=pooled[term.source]))
+            pieces.append(replace(piece, terms=tuple(terms), shape=(piece.shape[0], *size)))
+        return _Value(tuple(pieces), (value.dims[0], *size))
+
+    def _adaptive(self, input: Any, output_size: Any) -> _Value:
+        value = self._ended(input)
+        sizes = self._spread(value)[1:]
+        asked = [of if want is None else want for of, want in zip(sizes, _pair(output_size), strict=True)]
+        if any(of % want for of, want in zip(sizes, asked, strict=True)):
+            self._refuse(f"output size {tuple(asked)} does not divide the map of {sizes[0]}x{sizes[1]}; use 1 or a divisor")
+        return self._average(value, tuple(of // want for of, want in zip(sizes, asked, strict=True)))
+
+    def _mean(self, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> _Value:
+        value = self._ended(input)
+        height, width = self._spread(value)[1:]
+        if dim is None or isinstance(dim, int) or sorted(of % 4 for of in dim) != [2, 3]:
+            self._refuse(f"the mean over dimensions {dim} cannot be converted; use (2, 3), the whole map")
+        done = self._average(value, (height, width))
+        return done if keepdim else replace(done, dims=done.dims[:1])
+
+    def _pool(self, kind: Literal["average", "max"], source: str, window: _Window) -> str:
+        """A pool of ``source``, by its name."""
+        of = self.maps[source]
+        size = self._size(*of.shape[1:], window.kernel, window.stride, window.padding)
+        name = self._unique(window.name)
+        self.nodes.append(Pool(name, source, kind, window.kernel, window.stride, window.padding))
+        unit = of.unit * prod(window.kernel) if kind == "average" else of.unit
+        self.maps[name] = _Map((of.shape[0], *size), unit, of.depth, of.averaged or kind == "average", self.where)
+        return name
+
+    # Layers
+
+    def _clip(self, input: Any) -> _Value:
+        return self._activated(input, 1.0)
+
+    def _relu(self, input: Any, inplace: bool = False) -> _Value:
+        return self._activated(input, self._scale("ReLU", float("inf")), half=True)
+
+    def _relu6(self, input: Any, inplace: bool = False) -> _Value:
+        return self._activated(input, self._scale("ReLU6", 6.0), half=True)
+
+    def _scale(self, kind: str, limit: float) -> float:
+        """What becomes 1.0 behind this activation: a percentile of what it emits for the calibration images."""
+        if self.levels is None:
+            self._refuse(f"{kind} says nothing of T; give levels (for example 16)")
+        if self.run is None:
+            self._refuse(f"{kind} needs its range measured; give calibration images")
+        assert self.node is not None
+        x = self.run.env[self.node.all_input_nodes[0]].clamp(min=0)
+        rank = max(round(self.percentile * x.numel()), 1)
+        scale = min(float(x.flatten().kthvalue(rank).values) or float(x.max()) or 1.0, limit)
+        self.run.env[self.node] = x.clamp(max=scale)
+        return scale
+
+    def _activated(self, value: Any, scale: float, half: bool = False) -> _Value:
+        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale``."""
+        value = self._tensor(value)
+        pieces = []
+        for piece in value.pieces:
+            if half:
+                piece = piece.scaled(torch.full((1, 1, 1), 1 / scale, dtype=torch.float64).expand(piece.shape[0], 1, 1))
+                # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
+                piece = replace(piece, bias=piece.bias + 0.5 / (self.levels or 1))
+            name = self._layer(piece, readout=False)
+            self.scales[name] = scale
+            weight = torch.full((piece.shape[0], 1, 1), scale, dtype=torch.float64)
+            made = _Piece((_Term(name, weight),), torch.zeros_like(weight), piece.shape)
+            for window in value.waiting:
+                made = self._pooled_max(made, window)
+            pieces.append(made)
+        return _Value(tuple(pieces), value.dims)
+
+    def _readout(self, value: Any) -> None:
+        if not isinstance(value, _Value):
+            raise CascError(f"model: returns a {type(value).__name__}, not one tensor; return the read-out alone")
+        (node,) = self.traced.graph.output_node().all_input_nodes
+        self.where = _label(node)
+        value = self._ended(value)
+        if len(value.pieces) != 1:
+            self._refuse("the network ends in a concatenation; end it with one Linear or Conv2d")
+        (piece,) = value.pieces
+        if not piece.follows:
+            where = self.maps[piece.terms[-1].source].made_by
+            raise CascError(f"{where}: the network ends in an activation or pool; end it with a Linear or Conv2d read-out")
+        if not self.scales:
+            raise CascError(f"{piece.follows}: no activation comes before it, so that nothing spikes; add a layer with ClipQuan")
+        self._layer(piece, readout=True)
+
+    def _layer(self, piece: _Piece, readout: bool) -> str:
+        """Round ``piece`` and make it a layer, by its name: that of the module on the longest way from the image."""
+        deepest = max(piece.terms, key=lambda term: (bool(term.module), self.maps[term.source].depth, term.order))
+        name = self._unique(deepest.module or self.where)
+        sources = [term.source for term in piece.terms]
+        if IMAGE in sources:
+            if self.image_layer:
+                raise CascError(f"{name}: takes the image, which {self.image_layer} takes already; only the first layer may")
+            if others := set(sources) - {IMAGE}:
+                raise CascError(f"{name}: takes the image together with {sorted(others)[0]}; only the first layer may take the image")
+            self.image_layer = name
+        weights = [term.weight if term.module else self._even(term.weight, "the scale")[..., None] for term in piece.terms]
+        bits = [self._bits(term.module) if term.module else None for term in piece.terms]
+        units = [self.maps[source].unit for source in sources]
+        rounded = round_layer(name, weights, self._even(piece.bias, "the bias").flatten(), bits, units, readout=readout)
+        synapses, errors = [], []
+        for term, weight, width, unit, integers in zip(piece.terms, weights, bits, units, rounded.weights, strict=True):
+            one = rounded.one.reshape(-1, *[1] * (weight.ndim - 1))
+            errors.append(float((integers * unit / one - weight).norm() / weight.norm().clamp(min=1e-30)))
+            width = int(integers.abs().max()).bit_length() + 1 if width is None else width
+            groups = term.groups if term.module else piece.shape[0]
+            synapses.append(Synapses(term.source, integers, width, term.stride, term.padding, groups))
+        self.errors[name] = max(errors)
+        self.nodes.append(Layer(name, tuple(synapses), rounded.bias, rounded.threshold, rounded.scale))
+        depth = 1 + max(self.maps[source].depth for source in sources)
+        self.maps[name] = _Map(piece.shape, 1, depth, False, self.where)
+        return name
+
+    def _bits(self, module: str) -> int:
+        width = self.bits.get(module, 8) if isinstance(self.bits, Mapping) else self.bits
+        if width not in WEIGHT_BITS:
+            raise CascError(f"{module}: {width!r}-bit weights; use one of {', '.join(map(str, WEIGHT_BITS))}")
+        return width
+
+    def _unique(self, name: str) -> str:
+        """``name``, as a node may be called, and as no other is."""
+        name = "".join(letter if letter.isprintable() else "_" for letter in name)[-64:]
+        unique, count = name, 1
+        while unique in self.maps:
+            count += 1
+            unique = f"{name[: 63 - len(str(count))]}.{count}"
+        return unique
 
 
-def _leaves(model: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_children():
-        if isinstance(module, nn.Sequential):
-            yield from _leaves(module, f"{prefix}{name}.")
-        else:
-            yield prefix + name, module
+def _reshaper(method: str) -> Callable[..., Any]:
+    return lambda walk, input, *args, **kwargs: walk._shape(method, input, *args, **kwargs)
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), _Walk._relu),
+    F.relu6: _Walk._relu6,
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _Walk._add),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _Walk._cat),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _Walk._max),
+    F.avg_pool2d: _Walk._average,
+    F.adaptive_avg_pool2d: _Walk._adaptive,
+    **dict.fromkeys((torch.mean, "mean"), _Walk._mean),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _Walk._dropout),
+    "contiguous": _Walk._same,
+    getattr: _Walk._attribute,
+    **{method: _reshaper(method) for method in ("view", "reshape", "flatten", "squeeze", "unsqueeze", "size", "dim")},
+    **{getattr(torch, method): _reshaper(method) for method in ("reshape", "flatten", "squeeze", "unsqueeze")},
+}
+"""By the function, or the name of the method of a tensor."""
+_POOLS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
+    nn.MaxPool2d: (_Walk._max, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
+    nn.AvgPool2d: (_Walk._average, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")),
+    nn.AdaptiveAvgPool2d: (_Walk._adaptive, ("output_size",)),
+}
+"""Handler, and the module's attributes that are its parameters."""
+_LOOKS = ("size", "dim", getattr)
+"""Operations that only ask for a tensor's shape."""
+_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze)
+"""Operations whose result may share its numbers with what they take."""
+
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Looks into everything but the modules of torch.nn and ClipQuan, and those that only inherit their forward."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).forward.__module__.startswith(("torch.nn.", ClipQuan.__module__)) and not isinstance(m, nn.Sequential)
+
+
+def _trace(model: nn.Module) -> fx.GraphModule:
+    """The graph of ``model`` without its dead branches; CascError if it has none, or in-place operations that it hides."""
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, ""):
+        model = nn.Sequential(model)
+    try:
+        graph = tracer.trace(model)
+        traced = fx.GraphModule(model, graph)
+    except Exception as error:  # the forward is the user's own code
+        raise CascError(
+            f"model: torch.fx cannot trace its forward ({_line(error)}); write it without control flow that depends on tensors"
+        ) from error
+    images = graph.find_nodes(op="placeholder")
+    if len([node for node in images if node.users or not node.args]) != 1:
+        raise CascError(f"model: its forward takes {len(images)} inputs ({', '.join(map(str, images))}); give it one, the image")
+    _check_in_place(traced)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op != "output" and not (node.op == "placeholder" and not node.args):
+            graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+def _label(node: fx.Node) -> str:
+    """What a user knows a node by: the module's name, or the graph's."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _target(node: fx.Node) -> Any:
+    """The function, or the name of the method, that a node calls; None if it calls none."""
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def _check_in_place(traced: fx.GraphModule) -> None:
+    """CascError where an operation works in place on a tensor that others use too: the graph would not show what they see."""
+    origin: dict[fx.Node, fx.Node] = {}
+    for node in traced.graph.nodes:
+        operand = node.all_input_nodes[0] if node.all_input_nodes else node
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        target = _target(node)
+        views = isinstance(module, (*_DROPOUTS, nn.Identity, nn.Flatten)) or _HANDLERS.get(target) is _Walk._dropout
+        inside = getattr(module, "inplace", False) or node.kwargs.get("inplace") or target in (operator.iadd, torch.relu_)
+        inside = not views and (inside or (isinstance(target, str) and target.endswith("_")))
+        if inside:
+            same = [other for other, of in origin.items() if of is origin[operand]]
+            for user in (user for other in same for user in other.users if user not in same):
+                if user is not node and _target(user) not in _LOOKS:
+                    raise CascError(f"{_label(node)}: works in place on a tensor that {_label(user)} uses too; make it inplace=False")
+        origin[node] = origin[operand] if operand is not node and (inside or views or target in _VIEWS) else node
+
+
+def _check_trace(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> None:
+    """CascError unless the graph answers as the model does."""
+    try:
+        wanted = model(images.clone())
+    except Exception as error:  # the forward is the user's own code
+        raise CascError(f"model: fails on a batch of shape {tuple(images.shape)} ({_line(error)}); fix the model or input_shape") from error
+    if not torch.allclose(wanted, traced(images.clone()), rtol=1e-3, atol=1e-3 * float(wanted.abs().max()), equal_nan=True):
+        raise CascError(
+            "model: its torch.fx graph gives another answer than its forward; write `x = x + y` for `x += y`, and no other tricks"
+        )
+
+
+def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(str(node.target)), _RELUS)
+    return _HANDLERS.get(_target(node)) in (_Walk._relu, _Walk._relu6)
+
+
+def _levels(traced: fx.GraphModule, levels: int | None) -> int | None:
+    """T: the same in every ClipQuan; ``levels`` where there is none."""
+    found = {}
+    for node in traced.graph.find_nodes(op="call_module"):
+        if isinstance(module := traced.get_submodule(str(node.target)), ClipQuan):
+            found[str(node.target)] = module.levels
+    for name, value in found.items():
+        first = next(iter(found))
+        if value != found[first]:
+            raise CascError(f"{name}: {value} levels, but {first} has {found[first]}; T must be one for the network")
+        if levels is not None and value != levels:
+            raise CascError(f"{name}: {value} levels, but levels={levels} was asked for; leave it out")
+    if found:
+        return next(iter(found.values()))
+    if levels is not None and (not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= MAX_LEVELS):
+        raise CascError(f"levels: {levels!r} is not an integer from 1 to {MAX_LEVELS}; 16 is usual for ReLU")
+    return levels
+
+
+def _seen(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which the model takes an image: (1, H, W) for (H, W) before a Conv2d, flat before a Linear."""
+    rest = list(traced.graph.find_nodes(op="placeholder"))
+    while rest:
+        for user in rest.pop().users:
+            module = traced.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if isinstance(module, (*_DROPOUTS, nn.Identity)):
+                rest.append(user)
+            elif isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) and len(input_shape) == 2:
+                return (1, *input_shape)
+            elif isinstance(module, (nn.Linear, nn.BatchNorm1d)):
+                return (prod(input_shape),)
+    return input_shape
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode, and afterwards as it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+def _classes(net: IntegerNet, output: Tensor) -> Tensor:
+    """The index of the largest output, in the order in which sums leave the chip: channel innermost."""
+    return to_wire(output.flatten(1), net.shapes[net.readout.name]).argmax(1).cpu()
+
+
+def _map_shape(shape: tuple[int, ...]) -> MapShape:
+    """(C, H, W) of an image."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return (1, shape[0], shape[1]) if len(shape) == 2 else (prod(shape), 1, 1)
+
+
+def _uniform(part: Tensor) -> Tensor:
+    """(C, 1, 1) of (C, H, W), if it is the same over the map."""
+    return part[:, :1, :1] if (part == part[:, :1, :1]).all() else part
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) or value is None else tuple(value) * (1 if len(value) > 1 else 2)
+    return pair[0], pair[1]
+
+
+def _sizes(dims: Any) -> str:
+    return ", ".join(map(str, dims))
+
+
+def _parts(pieces: Sequence[_Piece]) -> str:
+    return " + ".join("x".join(map(str, piece.shape)) for piece in pieces)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what ``error`` says."""
+    return str(error).strip().splitlines()[0].rstrip(".;")[:200] if str(error).strip() else type(error).__name__
 
 
 def _finite(name: str, field: str, tensor: Tensor) -> Tensor:
@@ -233,7 +1138,7 @@ def _normalisation(mean: float | Sequence[float], std: float | Sequence[float], 
         tensor = torch.as_tensor(value, dtype=torch.float64)
         if not torch.isfinite(tensor).all():
             raise CascError(f"{what}: {value!r} is not finite; give the normalisation the network was trained with")
-        if tensor.ndim == 0:
+        if tensor.ndim == 0 or tensor.shape == (1,):
             return tensor.expand(prod(shape))
         if tensor.ndim != 1 or not shape or len(tensor) != shape[0]:
             raise CascError(f"{what}: {tuple(tensor.shape)} values for images of shape {shape}; give one, or one per channel")
@@ -242,58 +1147,4 @@ def _normalisation(mean: float | Sequence[float], std: float | Sequence[float], 
     deviation = spread("std", std)
     if (deviation <= 0).any():
         raise CascError(f"std: {std!r} is not positive; give the normalisation the network was trained with")
-    return -spread("mean", mean) / deviation, 1 / deviation
-
-
-def _float_classes(model: nn.Sequential, calibration: Tensor, offset: Tensor, gain: Tensor) -> Tensor:
-    training, parameter = model.training, next(model.parameters())
-    images = calibration.reshape(len(calibration), -1).to(torch.float64) * gain + offset
-    model.eval()
-    with torch.no_grad():
-        output: Tensor = model(images.to(parameter))  # flat already, which Flatten leaves as it is
-    model.train(training)
-    return output.argmax(1).cpu()
-
-
-def _levels(blocks: list[_Block], levels: int | None) -> int:
-    """T: the same in every ClipQuan; ``levels`` where there is none."""
-    found = {block.activation_name: block.activation.levels for block in blocks if isinstance(block.activation, ClipQuan)}
-    for name, value in found.items():
-        first = next(iter(found))
-        if value != found[first]:
-            raise CascError(f"{name}: {value} levels, but {first} has {found[first]}; T must be one for the network")
-        if levels is not None and value != levels:
-            raise CascError(f"{name}: {value} levels, but levels={levels} was asked for; leave it out")
-    if found:
-        return next(iter(found.values()))
-    if levels is None and len(blocks) > 1:
-        raise CascError(f"{blocks[0].activation_name}: ReLU says nothing of T; give levels (for example 16)")
-    if levels is not None and (not isinstance(levels, int) or not 1 <= levels <= MAX_LEVELS):
-        raise CascError(f"levels: {levels!r} is not an integer from 1 to {MAX_LEVELS}; 16 is usual for ReLU")
-    return levels if levels is not None else 1
-
-
-def _absorb_scales(blocks: list[_Block], levels: int, calibration: Tensor | None, percentile: float) -> dict[str, float]:
-    """Fold each ReLU's clip (a percentile of its calibration activations) into the weights around it."""
-    scales = {}
-    x = None if calibration is None else calibration.reshape(len(calibration), -1).to(torch.float64)
-    for block, following in pairwise(blocks):
-        scale = 1.0
-        if x is not None:
-            x = x @ block.weight.T + block.bias
-        if isinstance(block.activation, nn.ReLU):
-            if x is None:
-                raise CascError(f"{block.activation_name}: ReLU needs its range measured; give calibration images")
-            positive = x.clamp(min=0).flatten()
-            rank = max(round(percentile * len(positive)), 1)
-            scale = float(positive.kthvalue(rank).values) or float(positive.max()) or 1.0
-            block.weight, block.bias = block.weight / scale, block.bias / scale
-            following.weight = following.weight * scale
-            x = x / scale
-            # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
-            block.bias = block.bias + 0.5 / levels
-            x = x.clamp(0, 1)
-        elif x is not None:
-            x = torch.floor(x.clamp(0, 1) * levels) / levels
-        scales[block.name] = scale
-    return scales
+    return 0 - spread("mean", mean) / deviation, 1 / deviation
