@@ -22,6 +22,39 @@ MESSAGES = 20
 
 
 @dataclass(frozen=True)
+class Tap:
+    """One layer's volleys, lowest bit first: mark, empty, step (4), part, x, y, then ``lanes`` values.
+
+    Attributes
+    ----------
+    shape: channels, height, width.
+    widths: bits of part, x, y and of a value, which is signed where ``signed``.
+    cumulative: values are counts since the image began.
+    counting: a step is an image, and values are its counts: count code.
+    before: spiking layers whose spikes make this one's steps active: itself, and those on the way to it.
+    """
+
+    shape: tuple[int, int, int]
+    lanes: int
+    widths: tuple[int, int, int, int]
+    signed: bool
+    cumulative: bool
+    counting: bool
+    before: tuple[int, ...]
+
+
+def tap(spec: Any, index: int) -> Tap:
+    """The tap of spiking layer ``index`` of a `rtl_gen.gates.core.CoreSpec`."""
+    layer = spec.spiking[index]
+    volleys = spec.volleys(layer.name)
+    members = volleys.layout.members
+    value = members["values"].elem_shape
+    widths = (members["part"].width, members["x"].width, members["y"].width, value.width)
+    before = tuple(number for number, other in enumerate(spec.spiking) if other.name in spec.ancestors(layer.name))
+    return Tap(volleys.shape, volleys.lanes, widths, value.signed, spec.cumulative(layer.name), spec.counting, before)
+
+
+@dataclass(frozen=True)
 class Job:
     """What the bench is to do.
 
@@ -30,7 +63,7 @@ class Job:
     vectors: file made by `casc_hw.save_vectors`.
     outcome: JSON file to write.
     beat, pixel_bits: pixels a transfer, bits of a pixel.
-    events: per spiking layer, (address bits, value bits) of its events.
+    layers: per spiking layer, how its volleys stand on its tap.
     streams: width of the port ``stall``.
     stall: probability that a stream stands still in a cycle, 0 to 1.
     alone: the first so many images are sent each after the result of the one before.
@@ -42,7 +75,7 @@ class Job:
     outcome: str
     beat: int
     pixel_bits: int
-    events: list[list[int]]
+    layers: list[Tap]
     streams: int
     stall: float
     alone: int
@@ -52,7 +85,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What the bench saw; `cycles` between results, `latency` from an image's first transfer to its last step."""
+    """What the bench saw: ``spikes_compared`` values of neurons; `cycles` between results, `latency` from an image's first transfer to its last step."""
 
     images: int = 0
     spikes_compared: int = 0
@@ -69,59 +102,98 @@ class Outcome:
             self.messages.append(message)
 
 
-class SpikeCheck:
-    """One layer's event stream, step by step, against the reference's spikes."""
+class LayerCheck:
+    """One layer's volleys, step by step, against the reference's spikes or counts."""
 
-    def __init__(self, layer: int, vectors: Any, widths: list[int], outcome: Outcome):
-        self.layer, self.outcome = layer, outcome
-        self.spikes, self.wake, self.active = vectors[f"spikes_{layer}"], vectors["wake"], vectors["active"]
-        self.below = [vectors[f"spikes_{index}"] for index in range(layer + 1)]
-        self.size = self.spikes.shape[2]
-        self.address_bits, self.value_bits = widths
+    def __init__(self, layer: int, vectors: Any, tap: Tap, outcome: Outcome):
+        self.layer, self.outcome, self.tap = layer, outcome, tap
+        self.wake, self.active = vectors["wake"], vectors["active"]
+        channels, height, width = tap.shape
+
+        def in_wire_order(values: Any) -> Any:
+            return np.moveaxis(values.reshape(*values.shape[:-1], channels, height, width), -3, -1).reshape(*values.shape[:-1], -1)
+
+        if tap.counting:  # a single step for each image
+            self.expected = in_wire_order(vectors[f"counts_{layer}"])[None]
+            self.busy = None
+        else:
+            self.expected = in_wire_order(vectors[f"spikes_{layer}"])
+            self.busy = np.any([vectors[f"spikes_{index}"].any(2) for index in tap.before], axis=0)
+        self.size = channels * height * width
         self.image = 0
         self.steps = self._steps()
-        self.got: list[tuple[int, int]] = []
+        self.counts = np.zeros(self.size, dtype=np.int64)  # of this image, where they travel
+        self.rested = self.counts  # of the image before
+        self.got: dict[int, int] = {}
 
     def _steps(self) -> list[int]:
-        return [] if self.image == self.active.shape[1] else list(np.flatnonzero(self.active[:, self.image]))
+        return [] if self.image == self.active.shape[1] else [int(step) for step in np.flatnonzero(self.active[:, self.image])]
 
-    def take(self, event: int) -> None:
-        """One transfer: mark 1, step 4 (first, wake, final, active), address, value, lowest bit first."""
-        mark, step, event = event & 1, event >> 1 & 15, event >> 5
-        if not mark:
-            value = event >> self.address_bits
-            sign = 1 << (self.value_bits - 1)
-            self.got.append((event & ((1 << self.address_bits) - 1), (value ^ sign) - sign))
-            return
-        wake, active = bool(step >> 1 & 1), bool(step >> 3 & 1)
-        got, self.got = self.got, []
-        if not wake and (not self.steps or self.wake[self.steps[0]]):  # sent ahead of the verdict that ended the sleep
-            if got or active:
-                message = f"layer {self.layer}: {got} after image {self.image} had come to rest, expected no spike"
-                self.outcome.mismatch(message, len(got) or 1)
+    def take(self, volley: int) -> None:
+        """One transfer."""
+        mark, empty, step, rest = volley & 1, volley >> 1 & 1, volley >> 2 & 15, volley >> 6
+        if not empty:
+            place = []
+            for bits in self.tap.widths[:3]:
+                place.append(rest & ((1 << bits) - 1))
+                rest >>= bits
+            if rest or self.tap.cumulative:
+                self._values(*place, rest)
+        if mark:
+            self._step(wake=bool(step >> 1 & 1), active=bool(step >> 3 & 1), empty=bool(empty))
+
+    def _values(self, part: int, x: int, y: int, rest: int) -> None:
+        channels, _, width = self.tap.shape
+        bits = self.tap.widths[3]
+        mask, sign = (1 << bits) - 1, (1 << (bits - 1)) if self.tap.signed else 0
+        first = (y * width + x) * channels
+        for channel in range(part * self.tap.lanes, (part + 1) * self.tap.lanes):
+            value, rest = ((rest & mask) ^ sign) - sign, rest >> bits
+            if channel >= channels:
+                if value:
+                    self.outcome.mismatch(f"layer {self.layer}: {value} from a lane beyond the last channel")
+            elif value or self.tap.cumulative:
+                self.got[first + channel] = value
+
+    def _step(self, wake: bool, active: bool, empty: bool) -> None:
+        got, self.got = self.got, {}
+        if not self.tap.counting and not wake and (not self.steps or self.wake[self.steps[0]]):
+            # sent ahead of the verdict that ended the sleep
+            moved = [place for place, value in got.items() if value != (self.rested[place] if self.tap.cumulative else 0)]
+            if moved or active:
+                message = f"layer {self.layer}: {len(moved)} spikes after image {self.image} had come to rest, expected none"
+                self.outcome.mismatch(message, len(moved) or 1)
             return
         if not self.steps:
             self.outcome.mismatch(f"layer {self.layer}: a wake step after the last image")
             return
         number = self.steps.pop(0)
-        row = self.spikes[number, self.image]
-        expected = [(int(neuron), int(row[neuron])) for neuron in np.flatnonzero(row)]
-        where = f"layer {self.layer}, image {self.image}, step {number}"
-        if wake != self.wake[number]:
-            self.outcome.mismatch(f"{where}: got a {'wake' if wake else 'sleep'} step, expected the other")
-        if active != any(below[number, self.image].any() for below in self.below):
-            self.outcome.mismatch(f"{where}: got active={active}, expected {not active}")
-        if got != expected:
-            wrong = sorted(set(got) ^ set(expected))
-            neuron = wrong[0][0] if wrong else got[0][0]
-            self.outcome.mismatch(
-                f"{where}, neuron {neuron}: got {dict(got).get(neuron, 0)}, expected {dict(expected).get(neuron, 0)}"
-                + ("" if wrong else " (right spikes in the wrong order)"),
-                max(len({neuron for neuron, _ in wrong}), 1),
-            )
+        row = self.expected[number, self.image]
+        where = f"layer {self.layer}, image {self.image}" + ("" if self.tap.counting else f", step {number}")
+        values = np.zeros(self.size, dtype=np.int64)
+        values[list(got)] = list(got.values())
+        if self.tap.cumulative:
+            values = np.zeros_like(values) if empty else values - self.counts
+            self.counts += row
+        if list(got) != sorted(got):
+            self.outcome.mismatch(f"{where}: neurons out of order")
+        if not self.tap.counting:
+            assert self.busy is not None
+            if wake != self.wake[number]:
+                self.outcome.mismatch(f"{where}: got a {'wake' if wake else 'sleep'} step, expected the other")
+            if active != self.busy[number, self.image]:
+                self.outcome.mismatch(f"{where}: got active={active}, expected {not active}")
+        wrong = np.flatnonzero(values != row)
+        if len(wrong):
+            channels, _, width = self.tap.shape
+            pixel, channel = divmod(int(wrong[0]), channels)
+            neuron = (channel, *divmod(pixel, width))
+            named = f"neuron {neuron[0]}" if self.size == channels else f"neuron (channel, y, x) = {neuron}"
+            self.outcome.mismatch(f"{where}, {named}: got {values[wrong[0]]}, expected {row[wrong[0]]}", len(wrong))
         self.outcome.spikes_compared += self.size
         if not self.steps:
             self.image += 1
+            self.rested, self.counts = self.counts, np.zeros_like(self.counts)
             self.steps = self._steps()
 
     def finish(self) -> None:
@@ -162,11 +234,21 @@ class ResultCheck:
         return True
 
 
+def load_vectors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `casc_hw.save_vectors` wrote; in count code with one step an image, as if it were a wake step."""
+    vectors: dict[str, Any] = dict(np.load(path))
+    if str(vectors["code"]) == "count":
+        images = len(vectors["images"])
+        vectors |= {"wake": np.ones(1, dtype=bool), "active": np.ones((1, images), dtype=bool)}
+    return vectors
+
+
 @cocotb.test()
 async def equals_reference(dut: Any) -> None:
     """Every spike of every layer in every step, every logit and the class of every image."""
-    job = Job(**json.loads(Path(os.environ["CASC_JOB"]).read_text()))
-    vectors = dict(np.load(job.vectors))
+    said = json.loads(Path(os.environ["CASC_JOB"]).read_text())
+    job = Job(**said | {"layers": [Tap(**layer) for layer in said["layers"]]})
+    vectors = load_vectors(job.vectors)
     outcome = Outcome()
     try:
         await _run(dut, job, vectors, outcome)
@@ -177,9 +259,9 @@ async def equals_reference(dut: Any) -> None:
 
 
 async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) -> None:
-    layers = [SpikeCheck(index, vectors, widths, outcome) for index, widths in enumerate(job.events)]
+    layers = [LayerCheck(index, vectors, tap, outcome) for index, tap in enumerate(job.layers)]
     results = ResultCheck(vectors, outcome)
-    taps = [getattr(dut, f"spikes_{index}") for index in range(len(layers))]
+    taps = [getattr(dut, f"volleys_{index}") for index in range(len(layers))]
     beats = [_beats(image, job.beat, job.pixel_bits) for image in vectors["images"]]
     chance = random.Random(job.seed)
 

@@ -23,7 +23,7 @@ from rtl_gen import tools
 from rtl_gen.cycles import worst_cycles
 from rtl_gen.gates.core import Core, CoreSpec
 from rtl_gen.verilog import to_verilog
-from sim.bench import Job
+from sim.bench import Job, tap
 
 SIMULATORS = ("verilator", "icarus")
 ALONE = 10
@@ -50,8 +50,8 @@ class SimResult:
     Attributes
     ----------
     images: images run.
-    spikes_compared: values -1, 0, +1 compared: one a layer, step and neuron.
-    mismatches: of spikes, logits, classes, status words; ``messages`` tells the first.
+    spikes_compared: values compared: in spike code -1, 0, +1, one a layer, step and neuron; in count code final counts.
+    mismatches: of these, logits, classes, status words; ``messages`` tells the first.
     cycles: between one result and the next, images back to back (of a single image: its latency).
     latency: from an image's first transfer to its last step, nothing else under way.
     sleep_steps: of each image.
@@ -107,14 +107,14 @@ def run_bench(
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
     vectors, outcome, job_file = work / "vectors.npz", work / "outcome.json", work / "job.json"
-    save_vectors(net, images, vectors)
+    save_vectors(net, images, vectors, "count" if spec.counting else "spike")
     outcome.unlink(missing_ok=True)
     job = Job(
         vectors=str(vectors),
         outcome=str(outcome),
         beat=spec.pixels.beat,
         pixel_bits=spec.pixels.maximum.bit_length(),
-        events=[[layout.members["address"].width, layout.members["value"].width] for layout in (n.events.layout for n in spec.neurons)],
+        layers=[tap(spec, index) for index in range(len(spec.spiking))],
         streams=spec.streams,
         stall=stall,
         alone=min(ALONE, max(len(images) // 10, 1)) if stall == 0 else 0,

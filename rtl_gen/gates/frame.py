@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl_gen.gates.uart import RECEIVED
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The protocol's version, the first byte of every frame."""
 FLAG, ESCAPE, FLIP = 0x7E, 0x7D, 0x20
 

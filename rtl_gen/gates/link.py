@@ -44,7 +44,7 @@ class LinkSpec:
     ----------
     digest: of the design, at least 16 bytes; HELLO tells the first 16.
     levels, margin: T and the wake steps in a row, as in the network.
-    input_shape: one image; its product is the pixels of an IMAGE request.
+    input_shape: one image; its product is the pixels of an IMAGE request, in wire order.
     input_max: the largest pixel, at most 255.
     outputs: neurons of each layer in order; the last are the logits.
     beat: pixels a transfer on the core's input.
@@ -52,6 +52,8 @@ class LinkSpec:
     watchdog: io cycles an image may take from when it is first in line, its way into the core included.
     baud: bits a second on the wire.
     banks: images that fit the pixel buffer, 1 or 2; with 2 the next image arrives while the last is played out.
+    grid: height and width of the read-out's map; the logits are in wire order.
+    counting: the core works in count code.
     """
 
     digest: bytes
@@ -65,6 +67,8 @@ class LinkSpec:
     watchdog: int
     baud: int = 1_000_000
     banks: int = 2
+    grid: tuple[int, int] = (1, 1)
+    counting: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.digest, bytes) or len(self.digest) < 16:
@@ -76,6 +80,8 @@ class LinkSpec:
             raise ValueError(f"link: input_shape {self.input_shape!r} is not 1 to 8 sizes of together at most 65535 pixels")
         if not 1 <= len(self.outputs) <= 255 or not all(1 <= size < 1 << 32 for size in self.outputs) or self.logits > 16000:
             raise ValueError(f"link: outputs {self.outputs!r} are not 1 to 255 sizes, the last at most 16000")
+        if not all(1 <= size <= 0xFFFF for size in self.grid) or self.logits % prod(self.grid):
+            raise ValueError(f"link: {self.logits} logits are no map of height and width {self.grid!r}")
         if not self.pixels < self.watchdog < 1 << 32:
             raise ValueError(f"link: watchdog {self.watchdog!r} does not leave the {self.pixels} cycles to play an image out")
         _ = self.uart
@@ -94,7 +100,7 @@ class LinkSpec:
 
     @property
     def pixel_signature(self) -> stream.Signature:
-        """The core's input: an image in raster order, ``beat`` pixels a transfer, the first in element 0."""
+        """The core's input: an image in wire order, ``beat`` pixels a transfer, the first in element 0."""
         pixel = unsigned(self.input_max.bit_length())
         return stream.Signature(data.StructLayout({"data": data.ArrayLayout(pixel, self.beat), "last": 1}))
 
@@ -111,6 +117,7 @@ class LinkSpec:
                 *(little(len(self.input_shape), 1), *(little(size, 2) for size in self.input_shape)),
                 *(little(len(self.outputs), 1), *(little(size, 4) for size in self.outputs)),
                 *(little(self.banks, 1), little(watchdog_us, 4)),
+                *(little(self.counting, 1), *(little(size, 2) for size in self.grid)),
             ]
         )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import EventFormat, index_bits
+from rtl_gen.gates.streams import EventFormat, MapShape, Skid, index_bits
 
 TICKET = data.StructLayout({"start": 32, "malformed": 1})
 """What the read-out must know of an image: the cycle of its first transfer, and whether it was framed or valued wrongly."""
@@ -17,15 +18,29 @@ TICKET = data.StructLayout({"start": 32, "malformed": 1})
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """Images of ``size`` pixels from 0 to ``maximum``, ``beat`` (a power of two) in a transfer."""
+    """Images of ``shape`` with pixels from 0 to ``maximum``, in wire order, ``beat`` (a power of two) in a transfer.
 
-    size: int
+    A transfer does not reach beyond a row of the map, unless that is all there is.
+    """
+
+    shape: MapShape
     maximum: int
     beat: int
 
     def __post_init__(self) -> None:
         if self.beat < 1 or self.beat & (self.beat - 1):
             raise ValueError(f"beat {self.beat!r} is not a power of two")
+        if self.shape[1] > 1 and self.row % self.beat:
+            raise ValueError(f"beat {self.beat!r} does not divide a row of {self.row} pixels")
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def row(self) -> int:
+        """Pixels of a row, all channels."""
+        return self.shape[0] * self.shape[2]
 
     @property
     def beats(self) -> int:
@@ -33,7 +48,7 @@ class PixelSpec:
 
     @property
     def events(self) -> EventFormat:
-        return EventFormat(self.size, Interval(0, self.maximum))
+        return EventFormat(self.shape, Interval(0, self.maximum))
 
     @property
     def signature(self) -> stream.Signature:
@@ -43,6 +58,8 @@ class PixelSpec:
 
 class PixelReader(wiring.Component):
     """Skips zeros: a beat with k pixels that are not zero takes max(1, k) cycles, an image's end two more.
+
+    Each image is one step, first, wake and final: what count code makes of it; in spike code `WakeSleep` plays the steps.
 
     An image ends at ``last``. Beats beyond its size are dropped, missing ones are zero, a pixel above the maximum counts
     as the maximum; each makes the ticket ``malformed``, and the next image starts afresh.
@@ -74,7 +91,9 @@ class PixelReader(wiring.Component):
         word = Signal.like(self.pixels.p.data, reset_less=True)
         pending = Signal(beat)  # elements of word not sent yet
         count = Signal(range(spec.beats + 1))  # beats of this image taken, at most all
-        base = Signal(index_bits(spec.beats))
+        channels, _, width = spec.shape
+        x, channel, y = Signal(range(max(width, 2))), Signal(range(max(channels, 2))), Signal(range(max(spec.shape[1], 2)))  # of word's first
+        following = [Signal.like(counter, name=f"{counter.name}_following") for counter in (x, channel, y)]  # of the next word's
         ending = Signal()  # the image's last beat is in word
         ticketed = Signal()
 
@@ -83,22 +102,29 @@ class PixelReader(wiring.Component):
             with m.If(pending[index]):
                 m.d.comb += lane.eq(index)
         rest = pending & (pending - 1)
+        m.submodules.skid = skid = Skid(spec.events.signature)
+        events = skid.i
+        wiring.connect(m, skid.o, wiring.flipped(self.events))
+        place, across = _divided(channel + lane[: beat.bit_length() - 1], channels, channels + beat - 1)
         m.d.comb += [
-            self.events.p.address.eq(Cat(lane[: beat.bit_length() - 1], base)),
-            self.events.p.value.eq(word[lane]),
-            self.events.p.mark.eq(~pending.any()),
-            self.events.p.step.eq(0),
-            self.events.valid.eq(pending.any() | (ending & ticketed)),
+            events.p.channel.eq(place),
+            events.p.x.eq(x + across),
+            events.p.y.eq(y),
+            events.p.value.eq(word[lane]),
+            events.p.mark.eq(~pending.any()),
+            *(events.p.step[flag].eq(1) for flag in ("first", "wake", "final")),
+            events.valid.eq(pending.any() | (ending & ticketed)),
             self.tickets.valid.eq(ending & ~ticketed),
-            self.busy.eq(count != 0),
-            self.pixels.ready.eq(~ending & (~pending.any() | (self.events.ready & ~rest.any()))),
+            self.busy.eq((count != 0) | skid.o.valid),
+            self.pixels.ready.eq(~ending & (~pending.any() | (events.ready & ~rest.any()))),
         ]
         with m.If(self.tickets.valid & self.tickets.ready):
             m.d.sync += ticketed.eq(1)
-        with m.If(self.events.valid & self.events.ready):
+        with m.If(events.valid & events.ready):
             m.d.sync += pending.eq(rest)
-            with m.If(self.events.p.mark):
+            with m.If(events.p.mark):
                 m.d.sync += [ending.eq(0), ticketed.eq(0), count.eq(0), self.tickets.p.malformed.eq(0)]
+                m.d.sync += [counter.eq(0) for counter in following]
 
         with m.If(self.pixels.valid & self.pixels.ready):
             surplus = count == spec.beats
@@ -110,11 +136,22 @@ class PixelReader(wiring.Component):
             m.d.sync += [
                 word.eq(Cat(Mux(pixel > spec.maximum, spec.maximum, pixel) for pixel in self.pixels.p.data)),
                 pending.eq(kept),
-                base.eq(count),
+                *(counter.eq(after) for counter, after in zip((x, channel, y), following, strict=True)),
                 count.eq(count + ~surplus),
                 ending.eq(self.pixels.p.last),
                 self.tickets.p.malformed.eq(self.tickets.p.malformed | (self.pixels.p.last != end) | (over & kept).any()),
             ]
             with m.If(count == 0):
                 m.d.sync += self.tickets.p.start.eq(self.now)
+            next_x, next_channel, next_y = following
+            place, across = _divided(next_channel + beat, channels, channels + beat)
+            m.d.sync += [next_channel.eq(place), next_x.eq(next_x + across)]
+            with m.If(next_x + across >= width):
+                m.d.sync += [next_x.eq(0), next_y.eq(next_y + 1)]
         return m
+
+
+def _divided(total, divisor: int, limit: int):
+    """Remainder and quotient of a ``total`` below ``limit``."""
+    quotient = sum((total >= times * divisor for times in range(1, (limit - 1) // divisor + 1)), Const(0))
+    return total - quotient * divisor, quotient

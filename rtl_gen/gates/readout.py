@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
@@ -24,9 +25,9 @@ STATUS = data.StructLayout({"sleep_steps": 16, "reserved": 14, "malformed": 1, "
 class ReadOutSpec:
     """Attributes
     ----------
-    currents: format of the currents; its size is the number of classes.
+    currents: format of the currents; its map is what leaves: classes, or the maps of a head.
     schedule: see `ScheduleSpec`.
-    biases: one a class, added in every wake step: T times in all, taken at the start.
+    biases: one a channel, added in every wake step: T times in all, taken at the start.
     total: interval of the sums that leave.
     """
 
@@ -42,6 +43,8 @@ class ReadOutSpec:
 
 class ReadOut(wiring.Component):
     """Sums the currents of all steps; judges when a sleep is over; then sends sums, arg max (the lowest of equals), status, cycles.
+
+    Sums leave in wire order, and the arg max is a place in it.
 
     A chunk takes two cycles. While a result leaves, the next image's steps wait.
 
@@ -74,13 +77,14 @@ class ReadOut(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         spec, schedule, lanes = self.spec, self.spec.schedule, self.spec.currents.lanes
-        size, chunks = spec.currents.size, spec.currents.chunks
+        size, chunks, parts = prod(spec.currents.shape), spec.currents.chunks, spec.currents.parts
         total = data.ArrayLayout(signed(spec.total.signed_bits), lanes)
         m.submodules.sums = sums = Memory(shape=total, depth=chunks, init=[])
-        m.submodules.start = start = Memory(shape=total, depth=chunks, init=self._start(), attrs=rom_attributes(chunks))
+        m.submodules.start = start = Memory(shape=total, depth=parts, init=self._start(), attrs=rom_attributes(parts))
         read, write, fresh = sums.read_port(), sums.write_port(), start.read_port()
 
-        chunk = Signal(index_bits(chunks))
+        chunk, part = Signal(index_bits(chunks)), Signal(index_bits(parts))  # part: of its pixel
+        next_part = Mux(part == parts - 1, 0, part + 1)
         step = self.currents.p.step
         slept = Signal(range(schedule.sleep_limit + 1))  # steps of this sleep
         sleeping = Signal(init=1)  # this sleep is not over
@@ -93,7 +97,7 @@ class ReadOut(wiring.Component):
             limit.eq(~step.wake & (slept == schedule.sleep_limit - 1)),
             over.eq(step.wake & step.final if schedule.sleep_limit == 0 else sleeping & (silent | limit)),
             read.addr.eq(chunk),
-            fresh.addr.eq(chunk),
+            fresh.addr.eq(part),
             write.addr.eq(chunk),
         ]
         m.d.comb += [
@@ -115,14 +119,15 @@ class ReadOut(wiring.Component):
                 skip = self.currents.p.empty & ~step.first
                 last = Mux(self.currents.p.empty, skip | (chunk == chunks - 1), self.currents.p.mark)
                 m.d.comb += [write.en.eq(~skip), done.eq(last), self.currents.ready.eq(last | ~self.currents.p.empty)]
-                m.d.sync += chunk.eq(Mux(last, 0, chunk + 1))
+                m.d.sync += [chunk.eq(Mux(last, 0, chunk + 1)), part.eq(Mux(last, 0, next_part))]
                 m.next = "wait"
                 with m.If(last & over & step.final):
                     m.next = "load"
             with m.State("load"):
                 m.next = "fetch"
             with m.State("fetch"):
-                m.d.sync += [row.eq(read.data), left.eq(lanes), chunk.eq(chunk + 1)]
+                short = spec.currents.shape[0] - (parts - 1) * lanes  # channels of a pixel's last chunk
+                m.d.sync += [row.eq(read.data), left.eq(Mux(part == parts - 1, short, lanes)), chunk.eq(chunk + 1), part.eq(next_part)]
                 m.next = "send"
             with m.State("send"):
                 logit = row[0]
@@ -140,7 +145,7 @@ class ReadOut(wiring.Component):
                     m.d.sync += [self.result.valid.eq(1), held.data.eq(word), held.last.eq(state == "cycles")]
                     m.next = following
                     if following == "wait":
-                        m.d.sync += [chunk.eq(0), index.eq(0)]
+                        m.d.sync += [chunk.eq(0), part.eq(0), index.eq(0)]
 
         with m.If(done):
             m.d.comb += [self.slept.eq(~step.wake), self.settled.eq(over)]
@@ -163,4 +168,4 @@ class ReadOut(wiring.Component):
     def _start(self) -> list[list[int]]:
         lanes, levels = self.spec.currents.lanes, self.spec.schedule.levels
         padded = [levels * bias for bias in self.spec.biases] + [0] * lanes
-        return [padded[first : first + lanes] for first in range(0, self.spec.currents.size, lanes)]
+        return [padded[first : first + lanes] for first in range(0, len(self.spec.biases), lanes)]

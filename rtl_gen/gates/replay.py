@@ -1,33 +1,40 @@
-"""The events of a step once more, for layers with more outputs than lanes."""
+"""The events of a cell once more, for layers with more output channels than lanes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from rtl_gen.gates.streams import STEP, EventFormat, index_bits
+from rtl_gen.gates.streams import index_bits
+from rtl_gen.gates.walk import CellFormat
 
 
 @dataclass(frozen=True)
 class ReplaySpec:
-    """Events of ``format``, each step's sent ``passes`` times; a step holds at most one event of each source."""
+    """Cells of ``format``, each sent ``passes`` times; a cell holds at most one event of each of its sources."""
 
-    format: EventFormat
+    format: CellFormat
     passes: int
+
+    @property
+    def depth(self) -> int:
+        """Sources of a cell."""
+        geometry = self.format.geometry
+        return geometry.sources if geometry.flat else geometry.source[0] * geometry.stride[1]
 
 
 class Replay(wiring.Component):
-    """Passes a step's events on while it keeps them, then repeats them ``passes - 1`` times, each pass ending in a mark.
+    """Passes a cell's events on while it keeps them, then repeats them ``passes - 1`` times, each pass ending in the cell's mark.
 
-    A step without events is one mark, not repeated. One event a cycle; a repeated pass costs two cycles more.
+    An ``empty`` mark is not repeated. A cycle an event, a cycle a mark.
 
     Members
     -------
-    i, o: event streams.
+    i, o: streams of cells.
     """
 
     def __init__(self, spec: ReplaySpec):
@@ -39,47 +46,42 @@ class Replay(wiring.Component):
         if self.spec.passes == 1:
             wiring.connect(m, wiring.flipped(self.i), wiring.flipped(self.o))
             return m
-        size, layout = self.spec.format.size, self.spec.format.layout
-        kept = data.StructLayout({"address": layout.members["address"], "value": layout.members["value"]})
-        m.submodules.events = events = Memory(shape=kept, depth=size, init=[])
+        layout = self.spec.format.layout
+        kept = data.StructLayout({name: layout.members[name] for name in ("row", "set", "value")})
+        m.submodules.events = events = Memory(shape=kept, depth=self.spec.depth, init=[])
         write, read = events.write_port(), events.read_port()
 
-        count = Signal(range(size + 1))  # events kept of this step
-        index = Signal(range(size + 1))  # next event to read
+        count = Signal(range(self.spec.depth + 1))  # events kept of this cell
+        item, following = Signal.like(count), Signal.like(count)  # what is sent, and next cycle: an event, or, after all, the mark
         passes = Signal(range(self.spec.passes))  # passes begun after the first
-        loaded = Signal()  # read.data is an event to send
-        step = Signal(STEP)
+        cell = Signal(layout)  # the mark
+        fire = self.o.valid & self.o.ready
         m.d.comb += [
-            write.addr.eq(count[: index_bits(size)]),
-            write.data.address.eq(self.i.p.address),
-            write.data.value.eq(self.i.p.value),
-            read.addr.eq(index[: index_bits(size)]),
+            write.addr.eq(count[: index_bits(self.spec.depth)]),
+            read.addr.eq(following[: index_bits(self.spec.depth)]),
+            *(write.data[name].eq(self.i.p[name]) for name in kept.members),
         ]
+        m.d.sync += item.eq(following)
         with m.FSM():
             with m.State("pass"):
-                fire = self.i.valid & self.i.ready
                 m.d.comb += [self.o.valid.eq(self.i.valid), self.i.ready.eq(self.o.ready), self.o.payload.eq(self.i.payload)]
                 m.d.comb += write.en.eq(fire & ~self.i.p.mark)
-                m.d.sync += [index.eq(0), loaded.eq(0), passes.eq(1)]
+                m.d.sync += [passes.eq(1), cell.eq(self.i.payload)]
                 with m.If(fire & ~self.i.p.mark):
                     m.d.sync += count.eq(count + 1)
-                with m.Elif(fire & (count != 0)):
-                    m.d.sync += step.eq(self.i.p.step)
+                with m.Elif(fire & ~self.i.p.empty):
                     m.next = "repeat"
             with m.State("repeat"):
-                end = index == count
+                end = item == count
                 m.d.comb += [
-                    self.o.valid.eq(loaded | end),
-                    self.o.p.mark.eq(~loaded),
-                    self.o.p.step.eq(step),
-                    self.o.p.address.eq(read.data.address),
-                    self.o.p.value.eq(read.data.value),
-                    read.en.eq(~loaded | self.o.ready),
+                    following.eq(Mux(fire, Mux(end, 0, item + 1), item)),
+                    self.o.valid.eq(1),
+                    self.o.payload.eq(cell),
+                    self.o.p.mark.eq(end),
+                    *(self.o.p[name].eq(read.data[name]) for name in kept.members),
                 ]
-                with m.If(read.en):
-                    m.d.sync += [loaded.eq(~end), index.eq(index + ~end)]
-                with m.If(self.o.valid & self.o.ready & self.o.p.mark):
-                    m.d.sync += [index.eq(0), loaded.eq(0), passes.eq(passes + 1)]
+                with m.If(fire & end):
+                    m.d.sync += passes.eq(passes + 1)
                     with m.If(passes == self.spec.passes - 1):
                         m.d.sync += count.eq(0)
                         m.next = "pass"

@@ -1,161 +1,399 @@
-"""Synapses of a fully connected layer: events become currents."""
+"""Synapses: the events of cells become currents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Literal
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import wiring
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat
+from casc_hw.fixed import Interval
+from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, place_bits, rom_attributes
+from rtl_gen.gates.walk import HAZARD, CellFormat, Geometry, WalkSpec
+
+CREDITS = 8
+"""Completed chunks that may wait to be taken."""
+ROTATED = 3
+"""Up to so many chunks a pixel their windows stand in registers, from there on in a memory."""
+DSP_BITS = 18
+"""Width of a multiplier's inputs."""
+STAGES = 4
+"""Cycles from a transfer's entry until it acts on the sums, the extra stage of a large multiplier not counted."""
+
+
+def lanes_fit(geometry: Geometry, lanes: int) -> bool:
+    """Whether chunks of ``lanes`` channels take whole groups, or are whole parts of one."""
+    group = geometry.outputs // geometry.groups
+    if geometry.groups == 1 or lanes >= geometry.outputs or group % lanes == 0:
+        return True
+    return lanes % group == 0 and geometry.groups % (lanes // group) == 0
 
 
 @dataclass(frozen=True)
 class SynapsesSpec:
-    """``lanes`` outputs at a time, of all sources in turn.
+    """All ``taps`` of ``lanes`` output channels at a time; further channels in turn (see `Replay`).
 
     Attributes
     ----------
+    geometry: which sources reach which neurons.
     events, currents: formats in and out; ``lanes`` is a multiple of ``currents.lanes``.
-    lanes: accumulators.
+    lanes: output channels updated at a time: a divisor or a multiple of a group's, or anything where there is one group.
     weight_bits: width of a weight.
-    weights: by output, by source; each in ``weight_bits`` two's complement.
+    weights: flat: by output, by source in wire order. Else by output, input channel of its group, row and column of the kernel.
+        Each in ``weight_bits`` two's complement.
+    multiplier: where the products are made, if an event's value may be other than -1, 0, 1: "dsp" blocks or "logic".
     """
 
+    geometry: Geometry
     events: EventFormat
     currents: CurrentFormat
     lanes: int
     weight_bits: int
-    weights: tuple[tuple[int, ...], ...] = field(repr=False)
+    weights: tuple = field(repr=False)
+    multiplier: Literal["dsp", "logic"] = "dsp"
 
     def __post_init__(self) -> None:
         if self.lanes % self.currents.lanes:
             raise ValueError(f"lanes {self.lanes!r} is not a multiple of the {self.currents.lanes!r} lanes of a transfer")
+        if self.events.shape != self.geometry.source or self.currents.shape != self.geometry.target:
+            raise ValueError(f"{self.geometry} does not lead from {self.events.shape} to {self.currents.shape}")
+        if not lanes_fit(self.geometry, self.lanes):
+            raise ValueError(f"lanes {self.lanes!r} do not make whole chunks of {self.geometry.groups} groups of {self._group} channels")
+
+    @property
+    def _group(self) -> int:
+        """Output channels of a group."""
+        return self.geometry.outputs // self.geometry.groups
 
     @property
     def passes(self) -> int:
-        """How often each step's events are needed (see `Replay`)."""
-        return -(-self.currents.size // self.lanes)
+        """Chunks of ``lanes`` channels: how often each cell's events are needed (see `Replay`)."""
+        return -(-self.geometry.outputs // self.lanes)
+
+    @property
+    def sets(self) -> int:
+        """Sets of groups; a chunk's sources are all in one set."""
+        if self.geometry.groups == 1 or self.lanes >= self.geometry.outputs:
+            return 1
+        return self.geometry.groups // max(self.lanes // self._group, 1)
+
+    @property
+    def cells(self) -> CellFormat:
+        return CellFormat(self.geometry, self.sets, self.events.value)
+
+    @property
+    def walk(self) -> WalkSpec:
+        """Cells of a row: enough that a column is kept before it is needed again."""
+        columns = self.geometry.columns
+        if self.geometry.kept_rows:
+            columns = max(columns, self.geometry.taps[1] + -(-HAZARD // self.passes))
+        return WalkSpec(self.events, self.cells, columns)
 
     @property
     def multiplies(self) -> bool:
-        """Whether an event needs a multiplier: its value is not just a sign."""
-        return self.events.value.hi > 1
+        """Whether an event's value may be other than -1, 0, 1."""
+        return not (self.events.value.lo >= -1 and self.events.value.hi <= 1)
+
+    @property
+    def stages(self) -> int:
+        """Cycles from a transfer's entry until it acts on the sums."""
+        return STAGES + (self.multiplies and self.multiplier == "logic" and self.weight_bits > 4)
+
+    @property
+    def set_rows(self) -> int:
+        """Weight rows of a chunk."""
+        return self.geometry.sources // self.sets
 
     @property
     def row_count(self) -> int:
-        """Rows of the weight memory."""
-        return self.passes * self.events.size
+        return self.passes * self.set_rows
 
     @property
+    def slots(self) -> tuple[tuple[int, int], ...]:
+        """Taps (down, across), in the order in which they stand in a row of weights."""
+        return tuple(product(range(self.geometry.taps[0]), range(self.geometry.taps[1])))
+
+    @cached_property
     def rows(self) -> list[int]:
-        """The weight memory: row ``pass * sources + source`` holds the weights of ``lanes`` outputs, the first lowest."""
-        mask = (1 << self.weight_bits) - 1
-        rows = []
-        for first in range(0, self.currents.size, self.lanes):
-            group = self.weights[first : first + self.lanes]
-            for source in range(self.events.size):
+        """Rows of weights, as one number each: by tap, by lane; sources of a chunk side by side, see `Synapses`."""
+        mask, rows = (1 << self.weight_bits) - 1, []
+        for chunk in range(self.passes):
+            for source in range(self.set_rows):
                 row = 0
-                for lane, weights in enumerate(group):
-                    row |= (weights[source] & mask) << (lane * self.weight_bits)
+                for place, (slot, lane) in enumerate(product(self.slots, range(self.lanes))):
+                    row |= (self._weight(chunk, source, slot, chunk * self.lanes + lane) & mask) << (place * self.weight_bits)
                 rows.append(row)
         return rows
 
+    def _weight(self, chunk: int, source: int, slot: tuple[int, int], output: int) -> int:
+        geometry = self.geometry
+        if output >= geometry.outputs:
+            return 0
+        if geometry.flat:
+            return self.weights[output][source]
+        local, phase = divmod(source, geometry.phases)
+        channel = local + chunk * self.sets // self.passes * (geometry.source[0] // self.sets)
+        group_inputs = geometry.source[0] // geometry.groups
+        y, x = (part + tap * stride for part, tap, stride in zip(divmod(phase, geometry.stride[1]), slot, geometry.stride, strict=True))
+        if y >= geometry.kernel[0] or x >= geometry.kernel[1] or channel // group_inputs != output // self._group:
+            return 0
+        return self.weights[output][channel % group_inputs][y][x]
+
 
 class Synapses(wiring.Component):
-    """Adds ``weight * value`` of each event to ``lanes`` accumulators; at a pass's mark sends them on and clears them.
+    """Adds row x value of each event to the sums of the window; at a cell's mark the window moves on by a column.
 
-    One event a cycle, never stalled by what follows; a mark takes one cycle and then one a chunk, if the last chunk has
-    been taken. The sums wrap in ``currents.width`` bits, which hold every complete sum.
+    The window holds, for each of ``lanes`` channels, the sums of the neurons that the cell reaches (``taps`` down and across). At a mark
+    its last column leaves: the neuron whose last row this was is complete and sent on, the others wait in a row memory; a new
+    column enters, from the row memory or from zero. With several chunks of channels a pixel, each has its window, and a mark
+    also goes on to the next chunk. The sums wrap in ``currents.width`` bits, which hold every complete sum.
+
+    An event or a mark a cycle; nothing in the pipeline waits: a mark that completes neurons enters only if there is room for them.
+    A flat geometry takes nothing more until its neurons have left.
 
     Members
     -------
-    events: In, each step's events ``passes`` times (see `Replay`); a step without events: one mark.
+    cells: In, each cell's events and mark ``passes`` times (see `Replay`).
     currents: Out.
     """
 
     def __init__(self, spec: SynapsesSpec):
         self.spec = spec
-        super().__init__({"events": In(spec.events.signature), "currents": Out(spec.currents.signature)})
+        super().__init__({"cells": In(spec.cells.signature), "currents": Out(spec.currents.signature)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        spec, out = self.spec, self.spec.currents
-        ratio = spec.lanes // out.lanes  # chunks a pass; the last pass may have fewer
-        m.submodules.weights = weights = Memory(shape=spec.lanes * spec.weight_bits, depth=spec.row_count, init=spec.rows)
+        spec, out, geometry = self.spec, self.spec.currents, self.spec.geometry
+        taps_y, taps_x = geometry.taps
+        wide = len(spec.slots) * spec.lanes * spec.weight_bits
+        m.submodules.weights = weights = Memory(shape=wide, depth=spec.row_count, init=spec.rows, attrs=rom_attributes(spec.row_count))
         read = weights.read_port()
+        parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": STEP})
+        credit = 1 if geometry.flat else CREDITS
 
-        # Issue: an event, or a chunk to send, enters the pipeline each cycle; nothing in it ever waits.
-        base = Signal(range(spec.row_count))  # first row of this pass
-        chunk = Signal(range(out.chunks))  # next chunk of the step
-        part = Signal(range(ratio))  # its place among the accumulators
-        touched = Signal()  # this step has events
-        pending = Signal()  # a chunk is under way or not yet taken
-        step = Signal(STEP)
-        add, send, clear, last = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += last.eq((chunk == out.chunks - 1) | ~touched)
-        m.d.comb += clear.eq(send & (last | (part == ratio - 1)))
-        taken = self.currents.valid & self.currents.ready
-        with m.If(taken):
-            m.d.sync += pending.eq(0)
-        with m.FSM():
-            with m.State("events"):
-                m.d.comb += self.events.ready.eq(1)
-                m.d.comb += add.eq(self.events.valid & ~self.events.p.mark)
-                m.d.sync += step.eq(self.events.p.step)
-                with m.If(add):
-                    m.d.sync += touched.eq(1)
-                with m.If(self.events.valid & self.events.p.mark):
-                    m.next = "send"
-            with m.State("send"):
-                m.d.comb += send.eq(~pending | taken)
-                with m.If(send):
-                    m.d.sync += [pending.eq(1), chunk.eq(chunk + 1), part.eq(part + 1)]
-                with m.If(clear):
-                    m.d.sync += [part.eq(0), base.eq(base + spec.events.size)]
-                    m.next = "events"
-                with m.If(send & last):
-                    m.d.sync += [chunk.eq(0), base.eq(0), touched.eq(0)]
+        # Issue: a cell's event or mark.
+        cell, chunk = self.cells.p, Signal(place_bits(spec.passes))
+        last_chunk = Signal()
+        base = Signal(range(max(spec.row_count, 2)))  # of the chunk's rows, less those of the sets before its own
+        credits = Signal(range(credit + 1), init=credit)
+        fire, add, mark, send = Signal(), Signal(), Signal(), Signal()
+        sends = cell.mark & (cell.emit | cell.empty)
+        chunk_set = Signal(place_bits(spec.sets))
+        m.d.comb += [
+            last_chunk.eq(chunk == spec.passes - 1),
+            self.cells.ready.eq((credits != 0) | (0 if geometry.flat else ~sends)),
+            fire.eq(self.cells.valid & self.cells.ready),
+            add.eq(fire & ~cell.mark & (cell.set == chunk_set)),
+            mark.eq(fire & cell.mark & ~cell.empty),
+            send.eq(fire & sends),
+        ]
+        taken = Signal()  # the last part of a chunk
+        m.d.sync += credits.eq(credits - send + taken)
+        with m.If(mark):
+            self._next_chunk(m, chunk, last_chunk, base, chunk_set)
 
         # Row address, weights, weights again (block RAM is slow to leave), product, sum.
         row = Signal.like(base, reset_less=True)
-        m.d.sync += row.eq(base + self.events.p.address)
+        m.d.sync += row.eq(base + cell.row)
         m.d.comb += read.addr.eq(row)
         fetched = Signal.like(read.data, reset_less=True)
         m.d.sync += fetched.eq(read.data)
-        value = _delay(m, self.events.p.value, 3, "value")
-        add = _delay(m, add, 4, "add", reset=True)
-        tag = _delay(m, Cat(send, clear, last, ~touched, part, step), 4, "tag", reset=True)
-        send, clear, last, empty = (tag[bit] for bit in range(4))
-        part, step = tag[4 : 4 + len(part)], tag[4 + len(part) :]
+        value = _delay(m, cell.value, 3, "value")  # with the weights
+        add = _delay(m, add, spec.stages, "add", reset=True)
+        send = _delay(m, send, spec.stages, "send", reset=True)
+        tag_layout = data.StructLayout(
+            {name: cell.shape().members[name] for name in ("empty", "first", "end", "down", "keep", "leave", "enter", "top", "fresh", "own_top",
+                                                           "own_fresh", "step")}
+            | {"chunk": unsigned(len(chunk)), "last_chunk": 1, "mark": 1}
+        )  # fmt: skip
+        tag = Signal(tag_layout)
+        m.d.comb += [getattr(tag, name).eq(getattr(cell, name)) for name in tag_layout.members if name in cell.shape().members]
+        m.d.comb += [tag.chunk.eq(chunk), tag.last_chunk.eq(last_chunk), tag.mark.eq(mark)]
+        early = _delay(m, tag, spec.stages - 2, "early", reset=True)  # where the memories are asked for what acts two cycles later
+        tag = _delay(m, early, 2, "tag", reset=True)
 
-        sums = []
-        for lane in range(spec.lanes):
-            weight = fetched.word_select(lane, spec.weight_bits).as_signed()
-            result = value * weight if spec.multiplies else Mux(value < 0, -weight, weight)
-            product = Signal(result.shape(), reset_less=True, name=f"product_{lane}")
-            total = Signal(signed(out.width), name=f"sum_{lane}")
-            m.d.sync += product.eq(result)
-            with m.If(clear):
-                m.d.sync += total.eq(0)
-            with m.Elif(add):
-                m.d.sync += total.eq(total + product)
-            sums.append(total)
+        sums = {
+            (slot, lane): Signal(signed(out.width), name=f"sum_{slot[0]}_{slot[1]}_{lane}") for slot in spec.slots for lane in range(spec.lanes)
+        }
+        entering = self._row_memory(m, early, tag, sums)
+        followers = self._windows(m, early, tag, sums, entering)
+        for (key, total), (added, carry) in zip(sums.items(), self._products(m, fetched, value), strict=True):
+            with m.If(taken if geometry.flat else tag.mark):
+                m.d.sync += total.eq(followers[key])
+            with m.Elif(add):  # one adder, with a carry in
+                m.d.sync += total.eq((Cat(1, total).as_signed() + Cat(carry, added).as_signed())[1:] if isinstance(carry, Value) else total + added)
 
-        with m.If(self.currents.ready):
-            m.d.sync += self.currents.valid.eq(0)
-        with m.If(send):
-            parts = Array(Cat(sums[first : first + out.lanes]) for first in range(0, spec.lanes, out.lanes))
-            m.d.sync += [
-                self.currents.valid.eq(1),
-                self.currents.p.x.eq(parts[part]),
-                self.currents.p.mark.eq(last),
-                self.currents.p.empty.eq(empty),
-                self.currents.p.step.eq(step),
-            ]
+        # Completed chunks wait in a FIFO (of a flat geometry, which completes few, where they are) and leave in parts.
+        complete, leaving, there = Signal(parcel), Signal(parcel), Signal()
+        corner = (taps_y - 1, taps_x - 1)
+        m.d.comb += [complete.x[lane].eq(sums[corner, lane]) for lane in range(spec.lanes)]
+        m.d.comb += [complete.empty.eq(tag.empty), complete.end.eq(tag.end & (tag.last_chunk | tag.empty)), complete.step.eq(tag.step)]
+        if geometry.flat:
+            said = Signal.like(Cat(tag.empty, tag.end, tag.step))
+            with m.If(send):
+                m.d.sync += [there.eq(1), said.eq(Cat(complete.empty, complete.end, complete.step))]
+            with m.Elif(taken):
+                m.d.sync += there.eq(0)
+            m.d.comb += [leaving.eq(complete), Cat(leaving.empty, leaving.end, leaving.step).eq(said)]
+        else:
+            m.submodules.fifo = fifo = SyncFIFOBuffered(width=parcel.size, depth=CREDITS + 1)
+            m.d.comb += [fifo.w_data.eq(complete), fifo.w_en.eq(send), leaving.eq(fifo.r_data), there.eq(fifo.r_rdy), fifo.r_en.eq(taken)]
+        ratio = spec.lanes // out.lanes
+        part, whole = Signal(place_bits(ratio)), Signal(place_bits(spec.passes))
+        short = out.parts - (spec.passes - 1) * ratio  # parts of a pixel's last chunk
+        last = Signal()
+        parts = Array(Cat(leaving.x[lane] for lane in range(first, first + out.lanes)) for first in range(0, spec.lanes, out.lanes))
+        m.d.comb += [
+            last.eq(leaving.empty | (part == Mux(whole == spec.passes - 1, short - 1, ratio - 1))),
+            self.currents.valid.eq(there),
+            self.currents.p.x.eq(parts[part]),
+            self.currents.p.mark.eq(leaving.end & last),
+            self.currents.p.empty.eq(leaving.empty),
+            self.currents.p.step.eq(leaving.step),
+            taken.eq(there & self.currents.ready & last),
+        ]
+        with m.If(self.currents.valid & self.currents.ready):
+            m.d.sync += part.eq(Mux(last, 0, part + 1))
+            with m.If(last & ~leaving.empty):
+                m.d.sync += whole.eq(Mux(whole == spec.passes - 1, 0, whole + 1))
         return m
+
+    def _next_chunk(self, m: Module, chunk: Signal, last_chunk: Signal, base: Signal, chunk_set: Signal) -> None:
+        """At a mark: the rows of the next chunk; ``base`` is that of its first row less the sources of the sets before its own."""
+        spec = self.spec
+        if spec.passes == 1:
+            return
+        per_set = spec.passes // spec.sets  # chunks of a set
+        within = Signal(place_bits(per_set))
+        next_set = within == per_set - 1
+        m.d.sync += [
+            chunk.eq(Mux(last_chunk, 0, chunk + 1)),
+            within.eq(Mux(next_set, 0, within + 1)),
+            base.eq(Mux(last_chunk, 0, base + Mux(next_set, 0, spec.set_rows))),
+        ]
+        if spec.sets > 1:
+            m.d.sync += chunk_set.eq(Mux(last_chunk, 0, chunk_set + next_set))
+
+    def _products(self, m: Module, fetched: Signal, value: Signal) -> list[tuple[Signal, Signal | int]]:
+        """By place in a row of weights: weight x value, registered, and a carry that belongs to it."""
+        spec, places = self.spec, len(self.spec.slots) * self.spec.lanes
+        half = 1 << (spec.weight_bits - 1)
+        bits = (Interval(-half, half - 1) * spec.events.value).signed_bits
+        weights = [fetched.word_select(place, spec.weight_bits).as_signed() for place in range(places)]
+
+        def register(result, width: int, name: str) -> Signal:
+            signal = Signal(signed(width), reset_less=True, name=name)
+            m.d.sync += signal.eq(result)
+            return signal
+
+        if not spec.multiplies:
+            weights = [Mux(value < 0, -weight, weight) if spec.events.value.lo < 0 else weight for weight in weights]
+            return [(register(weight, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
+        if spec.multiplier == "logic":
+            return [(register(total, bits, f"product_{place}"), 0) for place, total in enumerate(self._digits(m, weights, value))]
+        if bits + spec.weight_bits + 1 > DSP_BITS:
+            return [(register(weight * value, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
+        # Two products a multiplier: (high * 2^bits + low) * value. A negative low product borrows from the high one, which gets it back.
+        products: list[tuple[Signal, Signal | int]] = []
+        for place in range(0, places - 1, 2):
+            low, high = weights[place], weights[place + 1]
+            both = Cat(low[: spec.weight_bits], low[-1].replicate(bits - spec.weight_bits), (high - low[-1])[: spec.weight_bits + 1])
+            pair = register(both.as_signed() * value, 2 * bits + 1, f"product_{place}")  # a bit more: for what was borrowed
+            products += [(pair[:bits].as_signed(), 0), (pair[bits:].as_signed(), pair[bits - 1])]
+        if places % 2:
+            products.append((register(weights[-1] * value, bits, f"product_{places - 1}"), 0))
+        return products
+
+    def _digits(self, m: Module, weights, value: Signal):
+        """weight x value as a sum over the weight's digits of two bits, each of which chooses among multiples made once for all lanes."""
+        bits = (self.spec.events.value * Interval(-2, 3)).signed_bits
+        multiples = {}
+        for factor, multiple in ((0, 0), (1, value), (2, value << 1), (3, value + (value << 1)), (-1, -value), (-2, -(value << 1))):
+            multiples[factor] = Signal(signed(bits), name=f"multiple_{factor % 6}")
+            m.d.comb += multiples[factor].eq(multiple)
+        for place, weight in enumerate(weights):
+            digits = [weight[start : start + 2] for start in range(0, len(weight), 2)]
+            if len(weight) % 2:
+                digits[-1] = weight[-1].replicate(2)
+            terms = [Array(multiples[factor] for factor in (0, 1, 2, 3))[digit] for digit in digits[:-1]]
+            terms.append(Array(multiples[factor] for factor in (0, 1, -2, -1))[digits[-1]])
+            if len(terms) > 2:
+                for index, term in enumerate(terms):
+                    terms[index] = Signal(signed(bits), reset_less=True, name=f"term_{place}_{index}")
+                    m.d.sync += terms[index].eq(term)
+            yield sum((term << (2 * index) for index, term in enumerate(terms[1:], 1)), terms[0])
+
+    def _row_memory(self, m: Module, early, tag, sums) -> dict[tuple[int, int], Signal]:
+        """By tap down and lane: what the entering column holds."""
+        spec, geometry = self.spec, self.spec.geometry
+        width, taps_y, taps_x = spec.currents.width, *geometry.taps
+        entering = {}
+        if not geometry.kept_rows:
+            return {(tap, lane): Signal(signed(width), name=f"zero_{tap}_{lane}") for tap in range(taps_y) for lane in range(spec.lanes)}
+        kept = range(0 if geometry.stride[0] > 1 else 1, taps_y)  # taps that a row hands down
+        layout = data.ArrayLayout(signed(width), len(kept) * spec.lanes)
+        places = max(1 << (place_bits(spec.passes) + place_bits(geometry.target[2])), 2)
+        m.submodules.rows = rows = Memory(shape=layout, depth=places, init=[])
+        write, read = rows.write_port(), rows.read_port()
+        next_chunk, advances = Mux(early.last_chunk, 0, early.chunk + 1), early.last_chunk
+        if taps_x > 1:  # the column enters the window of this chunk, to be used in the next cell
+            address, top, fresh = Cat(early.chunk, early.enter), early.top, early.fresh
+        else:  # the window is the column: that of the next chunk, or of the next cell's first
+            address = Cat(next_chunk[: len(early.chunk)], Mux(advances, early.enter, early.leave))
+            top, fresh = Mux(advances, early.top, early.own_top), Mux(advances, early.fresh, early.own_fresh)
+        m.d.comb += [
+            read.addr.eq(address),
+            write.addr.eq(Cat(tag.chunk, tag.leave)),
+            write.en.eq(tag.mark & tag.keep),
+        ]
+        holds = _delay(m, Cat(~top, ~(top | fresh)), 1, "holds")
+        for tap, lane in product(range(taps_y), range(spec.lanes)):
+            entering[tap, lane] = signal = Signal(signed(width), name=f"entering_{tap}_{lane}", reset_less=True)
+            if tap in kept:
+                place = (tap - kept[0]) * spec.lanes + lane
+                m.d.sync += signal.eq(Mux(holds[tap == 0], read.data[place], 0))
+                here, above = sums[(tap, taps_x - 1), lane], sums[(tap - 1, taps_x - 1), lane] if tap else 0
+                m.d.comb += write.data[place].eq(Mux(tag.down, above, here))
+        return entering
+
+    def _windows(self, m: Module, early, tag, sums, entering):
+        """By slot and lane: what follows at a mark."""
+        spec = self.spec
+        taps_y, taps_x = spec.geometry.taps
+        moved = {
+            (slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums
+        }
+        if taps_x == 1:
+            return moved
+        zero = Mux(tag.last_chunk, tag.end, tag.first)
+        if spec.passes == 1:
+            return {key: Mux(zero, 0, value) for key, value in moved.items()}
+        if spec.passes <= ROTATED:
+            following = {}
+            for (slot, lane), value in moved.items():
+                chain = [Signal(signed(spec.currents.width), name=f"window_{slot[0]}_{slot[1]}_{lane}_{index}", reset_less=True) for index in range(spec.passes - 1)]  # fmt: skip
+                with m.If(tag.mark):
+                    m.d.sync += [stage.eq(before) for stage, before in zip(chain, [*chain[1:], value], strict=True)]
+                following[slot, lane] = Mux(zero, 0, chain[0])
+            return following
+        layout = data.ArrayLayout(signed(spec.currents.width), len(moved))
+        m.submodules.windows = windows = Memory(shape=layout, depth=spec.passes, init=[])
+        write, read = windows.write_port(), windows.read_port()
+        held = Signal(layout, reset_less=True)
+        m.d.comb += [
+            read.addr.eq(Mux(early.last_chunk, 0, early.chunk + 1)),
+            write.addr.eq(tag.chunk),
+            write.en.eq(tag.mark),
+            *(write.data[place].eq(value) for place, value in enumerate(moved.values())),
+        ]
+        m.d.sync += held.eq(read.data)
+        return {key: Mux(zero, 0, held[place]) for place, key in enumerate(moved)}
 
 
 def _delay(m: Module, value, stages: int, name: str, reset: bool = False):

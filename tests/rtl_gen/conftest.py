@@ -8,19 +8,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from amaranth.hdl import Const, Elaboratable, Module, Shape, Signal, Value
 from amaranth.lib import data, stream
 from amaranth.sim import Simulator
 
-from casc_hw import IntegerNet, Linear
+from casc_hw import IntegerNet, Layer
+from casc_hw.network import IMAGE
 from casc_hw.vectors import save_vectors
 from rtl_gen.cycles import worst_cycles
 from rtl_gen.gates.core import Core, CoreSpec
-from rtl_gen.lower import Lanes, core_spec
-from sim.bench import Outcome, ResultCheck, SpikeCheck, _beats
+from rtl_gen.lower import Lanes, core_spec, geometry, pixel_shape
+from rtl_gen.gates.synapses import lanes_fit
+from sim.bench import LayerCheck, Outcome, ResultCheck, _beats, load_vectors, tap
+from tests.random_nets import random_graph
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -153,7 +155,9 @@ def _make_net(
                   for _ in range(outputs)]  # fmt: skip
         bias = [chance.randint(-max(typical // 4, 2), max(typical // 4, 2)) for _ in range(outputs)]
         threshold = None if last else torch.tensor([chance.randint(1, 2 * typical) for _ in range(outputs)])
-        layers.append(Linear(f"layer{index}", torch.tensor(weight), torch.tensor(bias), threshold, bits, 100.0 if last else None))
+        source = f"layer{index - 1}" if index else IMAGE
+        scale = 100.0 if last else None
+        layers.append(Layer.dense(f"layer{index}", source, torch.tensor(weight), torch.tensor(bias), threshold, bits, scale))
     return IntegerNet("random", levels, levels if margin is None else margin, sleep, (sizes[0],), input_max, tuple(layers))
 
 
@@ -177,30 +181,45 @@ def make_images() -> Callable[..., torch.Tensor]:
     return _make_images
 
 
-def _random_case(seed: int) -> tuple[IntegerNet, CoreSpec]:
-    """A network of one to three spiking layers, and its gates with lanes drawn at random."""
+def _lanes(net: IntegerNet, chance: random.Random) -> list[Lanes]:
+    """Lanes drawn at random, among those that the layers allow."""
+    lanes = []
+    for layer in net.layers:
+        neurons = chance.choice((1, 2, 4))
+        allowed = [
+            neurons * ratio
+            for ratio in range(1, -(-layer.outputs // neurons) + 2)
+            if all(lanes_fit(geometry(net, synapses), neurons * ratio) for synapses in layer.synapses)
+        ]
+        allowed = allowed or [neurons * -(-layer.outputs // neurons)]
+        lanes.append(Lanes(chance.choice(allowed), neurons, chance.choice(("dsp", "logic"))))
+    return lanes
+
+
+def _random_case(seed: int, code: str = "spike") -> tuple[IntegerNet, CoreSpec]:
+    """A network of one to three spiking layers, or a graph of convolutions and pools, and its gates with lanes drawn at random."""
     chance = random.Random(seed)
     levels = chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 16))
-    net = _make_net(
-        [chance.choice((1, 2, 3, 5, 5, 7, 7, 8, 9, 11, 13)) for _ in range(chance.choice((3, 4, 5, 5)))],
-        levels=levels,
-        margin=chance.choice((levels, chance.randint(-(-levels // 4), levels))),
-        sleep=chance.choice((None, None, None, None, None, None, 0, 1, 3)),
-        bits=chance.choice((2, 3, 4, 6, 8)),
-        input_max=chance.choice((1, 16, 100, 255)),
-        seed=seed,
-        spread=chance.choice((0.2, 0.5, 1.0)),
-    )
-    lanes = []
-    for layer in net.spiking:
-        neurons = chance.choice((1, 2, 4))
-        lanes.append(Lanes(neurons * chance.randint(1, -(-layer.outputs // neurons) + 1), neurons))
-    last = chance.randint(1, net.readout.outputs + 1)
-    return net, core_spec(net, [*lanes, Lanes(last, last)], chance.choice((1, 2, 4, 8)))
+    if seed % 2:
+        net = random_graph(seed)
+    else:
+        net = _make_net(
+            [chance.choice((1, 2, 3, 5, 5, 7, 7, 8, 9, 11, 13)) for _ in range(chance.choice((3, 4, 5, 5)))],
+            levels=levels,
+            margin=chance.choice((levels, chance.randint(-(-levels // 4), levels))),
+            sleep=chance.choice((None, None, None, None, None, None, 0, 1, 3)),
+            bits=chance.choice((2, 3, 4, 6, 8)),
+            input_max=chance.choice((1, 16, 100, 255)),
+            seed=seed,
+            spread=chance.choice((0.2, 0.5, 1.0)),
+        )
+    channels, height, width = pixel_shape(net)
+    beats = [beat for beat in (1, 2, 4, 8) if height == 1 or channels * width % beat == 0]
+    return net, core_spec(net, _lanes(net, chance), chance.choice(beats), code, queue=chance.choice((1, 8, 512)))
 
 
 @pytest.fixture(scope="session")
-def random_case() -> Callable[[int], tuple[IntegerNet, CoreSpec]]:
+def random_case() -> Callable[..., tuple[IntegerNet, CoreSpec]]:
     return _random_case
 
 
@@ -231,12 +250,9 @@ class _Rig:
 
     async def _bench(self, ctx: Any, vectors: dict[str, Any], outcome: Outcome, stall: float, chance: random.Random, patience: int) -> None:
         core, spec = self.core, self.core.spec
-        layouts = [neurons.events.layout.members for neurons in spec.neurons]
-        layers = [
-            SpikeCheck(index, vectors, [members["address"].width, members["value"].width], outcome) for index, members in enumerate(layouts)
-        ]
+        layers = [LayerCheck(index, vectors, tap(spec, index), outcome) for index in range(len(spec.spiking))]
         results = ResultCheck(vectors, outcome)
-        taps = [Value.cast(getattr(core, f"spikes_{index}")) for index in range(len(layers))]
+        taps = [Value.cast(getattr(core, f"volleys_{index}")) for index in range(len(layers))]
         beats = [beat for image in vectors["images"] for beat in _beats(image, spec.pixels.beat, spec.pixels.maximum.bit_length())]
         payload, result = Value.cast(core.pixels.payload), Value.cast(core.result.payload)
         offered, ready, quiet, cycle, last = False, True, 0, 0, 0
@@ -251,8 +267,8 @@ class _Rig:
                 ctx.set(core.result.ready, ready)
                 ctx.set(core.stall, sum((chance.random() < stall) << index for index in range(spec.streams)))
             accepted = offered and ctx.get(core.pixels.ready)
-            for tap, layer in zip(taps, layers, strict=True):
-                if (transfer := ctx.get(tap)) & 1:
+            for volleys, layer in zip(taps, layers, strict=True):
+                if (transfer := ctx.get(volleys)) & 1:
                     layer.take(transfer >> 1)
             if ready and ctx.get(core.result.valid):
                 word = ctx.get(result)
@@ -286,9 +302,7 @@ def run_core(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Out
     def run(
         net: IntegerNet, spec: CoreSpec, images: torch.Tensor, *, stalls: Sequence[float] = (0.0,), seed: int = 0, core: Core | None = None
     ) -> list[Outcome]:
-        save_vectors(net, images, path)
-        with np.load(path) as file:
-            vectors = dict(file)
-        return _Rig(Core(spec, bench=True) if core is None else core).run(vectors, stalls, seed, worst_cycles(spec))
+        save_vectors(net, images, path, "count" if spec.counting else "spike")
+        return _Rig(Core(spec, bench=True) if core is None else core).run(load_vectors(path), stalls, seed, worst_cycles(spec))
 
     return run

@@ -12,7 +12,16 @@ from amaranth.back import rtlil
 from rtl_gen.gates.pixels import PixelReader, PixelSpec
 
 SPECS = [
-    PixelSpec(*shape) for shape in ((1, 1, 1), (1, 255, 4), (2, 255, 2), (5, 100, 1), (5, 100, 2), (13, 255, 4), (13, 5, 8), (16, 16, 8))
+    *(
+        PixelSpec((size, 1, 1), *rest)
+        for size, *rest in ((1, 1, 1), (1, 255, 4), (2, 255, 2), (5, 100, 1), (5, 100, 2), (13, 255, 4), (13, 5, 8), (16, 16, 8))
+    ),
+    PixelSpec((1, 3, 4), 255, 2),
+    PixelSpec((1, 2, 8), 100, 8),
+    PixelSpec((3, 2, 4), 255, 4),
+    PixelSpec((3, 3, 8), 5, 8),
+    PixelSpec((5, 2, 3), 255, 1),
+    PixelSpec((6, 2, 2), 255, 4),
 ]
 Beats = list[tuple[list[int], int]]
 
@@ -26,9 +35,11 @@ def model(spec: PixelSpec, beats: Beats) -> tuple[list[dict[str, int]], int]:
     """Events of one image's beats, mark included; and whether the image is malformed."""
     events, malformed = [], len(beats) != spec.beats
     pixels = [pixel for beat, _ in beats for pixel in beat][: spec.size]
-    for address, pixel in enumerate(pixels):
+    channels, _, width = spec.shape
+    for number, pixel in enumerate(pixels):
         if pixel:
-            events.append({"mark": 0, "address": address, "value": min(pixel, spec.maximum)})
+            (y, x), channel = divmod(number // channels, width), number % channels
+            events.append({"mark": 0, "y": y, "x": x, "channel": channel, "value": min(pixel, spec.maximum)})
         malformed |= pixel > spec.maximum
     return [*events, {"mark": 1}], int(malformed)
 
@@ -81,7 +92,7 @@ def test_events_and_tickets(spec: PixelSpec, stall: float, drive: Callable[..., 
 
 def test_a_beat_takes_as_many_cycles_as_it_has_pixels(drive: Callable[..., Any]) -> None:
     """The next beat is taken in the cycle its predecessor's last pixel leaves."""
-    spec = PixelSpec(16, 255, 4)
+    spec = PixelSpec((16, 1, 1), 255, 4)
     for pixels, cycles in [([1] * 16, 16), ([0] * 16, 4), ([1, 0, 0, 0] * 4, 4), ([1, 0, 0, 1] * 4, 8)]:
         dut, times = PixelReader(spec), []
 
@@ -90,12 +101,14 @@ def test_a_beat_takes_as_many_cycles_as_it_has_pixels(drive: Callable[..., Any])
 
         sent = [{"data": beat, "last": last} for beat, last in framed(spec, pixels)]
         drive(dut, [(dut.pixels, sent)], [(dut.events, None), (dut.tickets, None)], hook=hook)
-        assert cycles <= times[0] <= cycles + 2
+        assert cycles <= times[0] <= cycles + 3
 
 
 def test_beats_are_powers_of_two() -> None:
     with pytest.raises(ValueError, match="beat 3 is not a power of two"):
-        PixelSpec(5, 255, 3)
+        PixelSpec((5, 1, 1), 255, 3)
+    with pytest.raises(ValueError, match="beat 4 does not divide a row of 6 pixels"):
+        PixelSpec((2, 5, 3), 255, 4)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -49,7 +49,7 @@ def make(case: Case) -> ReadOutSpec:
     schedule = ScheduleSpec(case.levels, case.margin, case.sleep, case.bound, 2)
     width = Interval(-case.current, case.current).signed_bits
     total = min(case.levels * (case.bias + (schedule.sleep_limit + 1 << width)), (1 << 31) - 1)
-    return ReadOutSpec(CurrentFormat(case.size, case.lanes, width), schedule, bias, Interval(-total - 1, total))
+    return ReadOutSpec(CurrentFormat((case.size, 1, 1), case.lanes, width), schedule, bias, Interval(-total - 1, total))
 
 
 def image_of(spec: ReadOutSpec, chance: random.Random, kind: str) -> tuple[list[Step], list[int], int, int, list[tuple[int, int]]]:
@@ -57,7 +57,7 @@ def image_of(spec: ReadOutSpec, chance: random.Random, kind: str) -> tuple[list[
 
     A sleep's steps are active until its silent one; after a verdict some more silent steps come, as the conductor sends ahead.
     """
-    schedule, size = spec.schedule, spec.currents.size
+    schedule, size = spec.schedule, spec.currents.shape[0]
     limit = (1 << (spec.currents.width - 1)) - 1
     sums, steps, slept, unsettled, verdicts = [schedule.levels * bias for bias in spec.biases], [], 0, 0, []
 
@@ -138,7 +138,7 @@ def test_results(case: Case, stall: float, drive: Callable[..., Any]) -> None:
 
 def test_the_lowest_of_equals_and_the_error_flag(drive: Callable[..., Any]) -> None:
     """Arg max over every pattern of ties of four classes, in chunks of three; an error flag that follows the last image."""
-    spec = ReadOutSpec(CurrentFormat(4, 3, 3), ScheduleSpec(1, 1, 0, 3, 2), (0, 0, 0, -1), Interval(-9, 9))
+    spec = ReadOutSpec(CurrentFormat((4, 1, 1), 3, 3), ScheduleSpec(1, 1, 0, 3, 2), (0, 0, 0, -1), Interval(-9, 9))
     step = {"first": 1, "wake": 1, "final": 1, "active": 1}
     images = [[index // 3**place % 3 - 1 for place in range(4)] for index in range(81)]
     sent, classes = [], []
@@ -160,7 +160,7 @@ def test_the_lowest_of_equals_and_the_error_flag(drive: Callable[..., Any]) -> N
 
 def test_sums_beyond_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit a 32-bit word"):
-        ReadOutSpec(CurrentFormat(1, 1, 3), ScheduleSpec(1, 1, 0, 3, 2), (0,), Interval(0, 1 << 31))
+        ReadOutSpec(CurrentFormat((1, 1, 1), 1, 3), ScheduleSpec(1, 1, 0, 3, 2), (0,), Interval(0, 1 << 31))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -14,11 +14,11 @@ from casc_hw.fixed import Interval
 from rtl_gen.gates.streams import CurrentFormat, EventFormat, Skid, Throttle, index_bits, shape_of
 
 FORMATS = [
-    EventFormat(1, Interval(-1, 1)),
-    EventFormat(13, Interval(0, 100)),
-    CurrentFormat(1, 1, 1),
-    CurrentFormat(2, 1, 20),
-    CurrentFormat(5, 2, 9),
+    EventFormat((1, 1, 1), Interval(-1, 1)),
+    EventFormat((13, 2, 3), Interval(0, 100)),
+    CurrentFormat((1, 1, 1), 1, 1),
+    CurrentFormat((2, 1, 1), 1, 20),
+    CurrentFormat((5, 3, 2), 2, 9),
 ]
 PARTS = [Skid, Throttle]
 
@@ -28,14 +28,15 @@ PARTS = [Skid, Throttle]
 )
 def test_a_value_takes_the_bits_of_its_interval(lo: int, hi: int, width: int, sign: int) -> None:
     assert shape_of(Interval(lo, hi)) == Shape(width, bool(sign))
-    assert EventFormat(3, Interval(lo, hi)).layout.members["value"] == Shape(width, bool(sign))
+    assert EventFormat((3, 1, 1), Interval(lo, hi)).layout.members["value"] == Shape(width, bool(sign))
 
 
 @pytest.mark.parametrize(
     ("size", "lanes", "chunks", "bits"), [(1, 1, 1, 1), (2, 1, 2, 1), (5, 2, 3, 3), (8, 8, 1, 3), (9, 8, 2, 4), (1, 4, 1, 1)]
 )
 def test_chunks_and_addresses(size: int, lanes: int, chunks: int, bits: int) -> None:
-    assert CurrentFormat(size, lanes, 3).chunks == chunks
+    assert CurrentFormat((size, 1, 1), lanes, 3).chunks == chunks
+    assert CurrentFormat((size, 2, 3), lanes, 3).chunks == 6 * chunks
     assert index_bits(size) == bits
 
 
@@ -92,6 +93,7 @@ def test_converts(part: Any, format: Any) -> None:
 def _plain(format: Any, payload: Any) -> dict[str, Any]:
     step = {name: int(payload.step[name]) for name in ("first", "wake", "final", "active")}
     if isinstance(format, EventFormat):
-        return {"mark": int(payload.mark), "step": step, "address": int(payload.address), "value": int(payload.value)}
+        place = {name: int(payload[name]) for name in ("channel", "x", "y", "value")}
+        return {"mark": int(payload.mark), "step": step} | place
     lanes = [int(payload.x[lane]) for lane in range(format.lanes)]
     return {"mark": int(payload.mark), "step": step, "empty": int(payload.empty), "x": lanes}

@@ -29,7 +29,7 @@ CASES = [
 
 def make(case: tuple[Any, ...]) -> WakeSpec:
     levels, margin, sleep, depth, size, lanes = case
-    return WakeSpec(CurrentFormat(size, lanes, 10), ScheduleSpec(levels, margin, sleep, (depth - 1) * levels + 1, depth))
+    return WakeSpec(CurrentFormat((size, 1, 1), lanes, 10), ScheduleSpec(levels, margin, sleep, (depth - 1) * levels + 1, depth))
 
 
 class Judge:
