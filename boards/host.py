@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -76,9 +77,12 @@ class Hello:
     Attributes
     ----------
     digest: the first 16 bytes of the design's digest, as hex.
-    levels, margin, input_shape, input_max, outputs: as of the network on it; ``outputs`` per layer.
+    levels, margin, input_shape, input_max: as of the network on it.
+    outputs: neurons, per layer; the last are the logits.
     banks: images it keeps besides those in the core.
     watchdog: seconds after which it gives an image up.
+    code: "spike" or "count".
+    grid: height and width of the read-out's map.
     """
 
     digest: str
@@ -89,6 +93,8 @@ class Hello:
     outputs: tuple[int, ...]
     banks: int
     watchdog: float
+    code: str
+    grid: tuple[int, int]
 
     @classmethod
     def parse(cls, payload: bytes) -> Hello:
@@ -99,8 +105,9 @@ class Hello:
         at += 2 * dims
         (layers,) = struct.unpack_from("<B", payload, at)
         outputs = struct.unpack_from(f"<{layers}I", payload, at + 1)
-        banks, microseconds = struct.unpack_from("<BI", payload, at + 1 + 4 * layers)
-        return cls(digest.hex(), levels, margin, input_max, shape, outputs, banks, microseconds / 1e6)
+        banks, microseconds, counting, *grid = struct.unpack_from("<BIBHH", payload, at + 1 + 4 * layers)
+        code = "count" if counting else "spike"
+        return cls(digest.hex(), levels, margin, input_max, shape, outputs, banks, microseconds / 1e6, code, (grid[0], grid[1]))
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,8 @@ class Answer:
 
     Attributes
     ----------
-    class_index: the index of the largest logit, the lowest index of equals.
-    logits: int64 (classes,): the read-out's sums.
+    class_index: the index of the largest logit in wire order (by y, x, and channel innermost), the lowest index of equals.
+    logits: int64 (classes,): the read-out's sums, flattened in (C, H, W) order.
     cycles: of the core's clock, from the image's first pixels to its answer.
     sleep_steps: sleep steps run, the silent one that ends it included.
     """
@@ -187,7 +194,7 @@ class Host:
         list(self._ask([_Request(Kind.RESET, b"")]))
 
     def run(self, image: Any) -> Answer:
-        """The board's answer to one image: integers 0 to ``info.input_max`` of shape ``info.input_shape``."""
+        """The board's answer to one image: integers 0 to ``info.input_max``, ``info.input_shape`` (a single channel may be left out)."""
         (answer,) = self.run_all([image])
         return answer
 
@@ -197,12 +204,14 @@ class Host:
 
     def _pixels(self, image: Any) -> bytes:
         array, info = np.asarray(image), self.info
-        if array.shape != info.input_shape:
+        if array.shape != info.input_shape and (1, *array.shape) != info.input_shape:
             raise CascError(f"image: shape {array.shape} is not the board's {info.input_shape}; reshape it")
         if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.round(array))):
             raise CascError(f"image: pixels of type {array.dtype} are not integers; multiply by {info.input_max} and round")
         if array.min() < 0 or array.max() > info.input_max:
             raise CascError(f"image: pixels span {array.min()} to {array.max()}, the board takes 0 to {info.input_max}; rescale them")
+        if array.ndim == 3:  # to wire order
+            array = array.transpose(1, 2, 0)
         return array.astype(np.uint8).tobytes()
 
     def _check(self, info: Hello, digest: str | None, network: Any) -> None:
@@ -215,7 +224,7 @@ class Host:
             ("margin", network.margin),
             ("input_max", network.input_max),
             ("input_shape", tuple(network.input_shape)),
-            ("outputs", tuple(layer.outputs for layer in network.layers)),
+            ("outputs", tuple(prod(network.shapes[layer.name]) for layer in network.layers)),
         ):
             if getattr(info, name) != expected:
                 raise CascError(
@@ -290,6 +299,8 @@ class Host:
     def _answer(self, payload: bytes) -> Answer:
         class_index, flags, sleep_steps, cycles, count = struct.unpack_from("<HBHIH", payload)
         logits = np.array(struct.unpack_from(f"<{count}i", payload, 11), dtype=np.int64)
+        if count == self.info.outputs[-1]:  # from wire order
+            logits = np.moveaxis(logits.reshape(*self.info.grid, -1), -1, 0).reshape(-1)
         if flags & MALFORMED_INPUT:
             raise CascError(f"{self.port}: the core took the image for malformed (flags {flags:#04x}); reset the board and send it again")
         if flags & STEP_BOUND:

@@ -18,6 +18,7 @@ class Core(Protocol):
     """What goes on a board: an Elaboratable with the clock domains ``io`` and ``sync`` given and these three ports.
 
     ``rx`` is the UART's input straight from the pin, not yet synchronised to ``io``; ``tx`` its output; ``leds`` any number of bits.
+    A core that has a ``flash`` (`rtl_gen.gates.flash.PINS`) gets the board's SPI flash.
     """
 
     rx: Any
@@ -77,6 +78,17 @@ class Board:
             leds.append(led.o)
         return Pins(rx.i, tx.o, tuple(leds))
 
+    def connect_flash(self, m: Module, platform: Platform, flash: Any) -> None:
+        """Add the buffers of the board's SPI flash to ``m`` and connect them to ``flash``; write protection and hold stay off."""
+        names = [wire.name for wire in platform.lookup("spi_flash_1x").ios]
+        pins = platform.request("spi_flash_1x", 0, dir=dict.fromkeys(names, "-"))
+        for name in names:
+            m.submodules[f"flash_{name}"] = buffer = io.Buffer("i" if name == "cipo" else "o", getattr(pins, name))
+            if name == "cipo":
+                m.d.comb += flash.cipo.eq(buffer.i)
+            elif name in ("cs", "clk", "copi"):
+                m.d.comb += buffer.o.eq(getattr(flash, name))
+
     def mount(self, core: Core) -> Elaboratable:
         """The top of the chip: ``core`` on this board's pins and clocks."""
         return Mounted(self, core)
@@ -94,5 +106,7 @@ class Mounted(Elaboratable):
         pins = self.board.connect(m, platform)
         m.submodules.core = self.core
         m.d.comb += [self.core.rx.eq(pins.rx), pins.tx.eq(self.core.tx)]
+        if hasattr(self.core, "flash"):
+            self.board.connect_flash(m, platform, self.core.flash)
         m.d.comb += [pin.eq(bit) for pin, bit in zip(pins.leds, Value.cast(self.core.leds), strict=False)]
         return m

@@ -19,6 +19,8 @@ from cocotb.triggers import RisingEdge
 
 MESSAGES = 20
 """Mismatches told in full; the others are counted."""
+FIRED = 10_000
+"""Transfers of each kind whose time is kept."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Job:
     alone: the first so many images are sent each after the result of the one before.
     patience: cycles without a result after which the run is given up.
     seed: of the stalls.
+    weights: JSON file of the words for the port ``weights``; empty: there is none.
     """
 
     vectors: str
@@ -81,11 +84,13 @@ class Job:
     alone: int
     patience: int
     seed: int
+    weights: str = ""
 
 
 @dataclass
 class Outcome:
-    """What the bench saw: ``spikes_compared`` values of neurons; `cycles` between results, `latency` from an image's first transfer to its last step."""
+    """What the bench saw: ``spikes_compared`` values of neurons; `cycles` between results, `latency` from an image's first transfer
+    to its last step."""
 
     images: int = 0
     spikes_compared: int = 0
@@ -95,6 +100,8 @@ class Outcome:
     latency: list[int] = field(default_factory=list)
     sleep_steps: list[int] = field(default_factory=list)
     total_cycles: int = 0
+    fired: list[list[int]] = field(default_factory=list)
+    """When pixels entered, each layer's volleys passed, and words of results left: cycles, the first `FIRED` of each."""
 
     def mismatch(self, message: str, count: int = 1) -> None:
         self.mismatches += count
@@ -138,7 +145,8 @@ class LayerCheck:
                 place.append(rest & ((1 << bits) - 1))
                 rest >>= bits
             if rest or self.tap.cumulative:
-                self._values(*place, rest)
+                part, x, y = place
+                self._values(part, x, y, rest)
         if mark:
             self._step(wake=bool(step >> 1 & 1), active=bool(step >> 3 & 1), empty=bool(empty))
 
@@ -273,7 +281,11 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
     for _ in range(4):
         await RisingEdge(dut.clk)
     dut.rst.value = 0
+    if job.weights:
+        await _load(dut, json.loads(Path(job.weights).read_text()), job.stall, chance)
 
+    fired: list[list[int]] = [[] for _ in range(len(layers) + 2)]
+    outcome.fired = fired
     image = beat = 0  # the transfer offered or to be offered next
     offered, ready, quiet, last_result = False, True, 0, 0
     cycle = 0
@@ -284,15 +296,19 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
         quiet += 1
         if offered and int(dut.pixels__ready.value):
             offered = False
+            fired[0].append(cycle)
             beat += 1
             if beat == len(beats[image]):
                 image, beat = image + 1, 0
-        for tap, layer in zip(taps, layers, strict=True):
-            transfer = int(tap.value)
+        for index, layer in enumerate(layers):
+            transfer = int(taps[index].value)
             if transfer & 1:
                 layer.take(transfer >> 1)
+                if len(fired[index + 1]) < FIRED:
+                    fired[index + 1].append(cycle)
         if ready and int(dut.result__valid.value):
             word = int(dut.result__payload.value)
+            fired[-1].append(cycle)
             if results.take(word & 0xFFFFFFFF, bool(word >> 32)):
                 if outcome.images > max(job.alone, 1):
                     outcome.cycles.append(cycle - last_result)
@@ -317,6 +333,19 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
         layer.finish()
     if results.words:
         outcome.mismatch(f"image {outcome.images}: {len(results.words)} words of a result that never ended")
+
+
+async def _load(dut: Any, words: list[int], stall: float, chance: random.Random) -> None:
+    """Give the core its weights."""
+    for index, word in enumerate(words):
+        while chance.random() < stall:
+            dut.weights__valid.value = 0
+            await RisingEdge(dut.clk)
+        dut.weights__payload.value = word | (index == len(words) - 1) << 16
+        dut.weights__valid.value = 1
+        await RisingEdge(dut.clk)
+        assert int(dut.weights__ready.value), f"word {index} of weights was not taken"
+    dut.weights__valid.value = 0
 
 
 def _beats(image: Any, beat: int, bits: int) -> list[int]:

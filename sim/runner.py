@@ -21,7 +21,7 @@ from casc_hw.network import IntegerNet
 from casc_hw.vectors import save_vectors
 from rtl_gen import tools
 from rtl_gen.cycles import worst_cycles
-from rtl_gen.gates.core import Core, CoreSpec
+from rtl_gen.gates.core import Core, CoreSpec, weight_words
 from rtl_gen.verilog import to_verilog
 from sim.bench import Job, tap
 
@@ -106,6 +106,9 @@ def run_bench(
     text = to_verilog(Core(spec, bench=True) if core is None else core, "core")
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
+    words = weight_words(spec)
+    weights = work / "weights.json"
+    weights.write_text(json.dumps(words))
     vectors, outcome, job_file = work / "vectors.npz", work / "outcome.json", work / "job.json"
     save_vectors(net, images, vectors, "count" if spec.counting else "spike")
     outcome.unlink(missing_ok=True)
@@ -120,6 +123,7 @@ def run_bench(
         alone=min(ALONE, max(len(images) // 10, 1)) if stall == 0 else 0,
         patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
         seed=seed,
+        weights=str(weights) if words else "",
     )
     job_file.write_text(json.dumps(asdict(job)))
     with _environment(simulator, CASC_JOB=str(job_file)):

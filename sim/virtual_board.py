@@ -8,53 +8,64 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from amaranth.hdl import ClockDomain, Elaboratable, Module
+from amaranth.lib import wiring
 
 from boards.top import BoardTop
 from casc_hw.errors import CascError
+from rtl_gen.gates.core import weight_words
 from rtl_gen.gates.link import LinkSpec
 from rtl_gen.tools import verilator_environment
 from rtl_gen.verilog import to_verilog
+from sim.flash import FlashModel
 
 HARNESS = Path(__file__).with_name("virtual_board.cpp")
 LEDS = 8
 
 
 class _Clocked(Elaboratable):
-    """``top`` with its clocks as plain ports."""
+    """``top`` with its clocks as plain ports and, where it reads weights, a flash that holds ``weights``."""
 
-    def __init__(self, top: BoardTop):
-        self.top = top
+    def __init__(self, top: BoardTop, weights: Sequence[int]):
+        self.top, self.weights = top, weights
         self.io, self.sync = ClockDomain("io", reset_less=True), ClockDomain("sync", reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.domains += [self.io, self.sync]
         m.submodules.top = self.top
+        if self.top.flash_spec is not None:
+            m.submodules.flash = flash = FlashModel(self.top.flash_spec, self.weights)
+            wiring.connect(m, self.top.flash, flash.pins)
         return m
 
 
-def board_verilog(core: Any, spec: LinkSpec) -> str:
-    """`BoardTop` as Verilog, module ``top``: clk, io_clk, rx, tx, leds, busy."""
+def board_verilog(core: Any, spec: LinkSpec, weights: Sequence[int] | None = None) -> str:
+    """`BoardTop` as Verilog, module ``top``: clk, io_clk, rx, tx, leds, busy; its flash holds ``weights``, or the core's own."""
     top = BoardTop(core, spec, LEDS)
-    clocked = _Clocked(top)
+    if weights is None and top.flash_spec is not None:
+        weights = weight_words(core.spec)
+    clocked = _Clocked(top, weights or ())
     ports = [clocked.io.clk, clocked.sync.clk, top.rx, top.tx, top.leds, top.busy]
     return to_verilog(clocked, "top", ports)
 
 
-def build_virtual_board(core: Any, spec: LinkSpec, out_dir: str | os.PathLike[str], io_hz: int, sync_hz: int) -> Path:
+def build_virtual_board(
+    core: Any, spec: LinkSpec, out_dir: str | os.PathLike[str], io_hz: int, sync_hz: int, weights: Sequence[int] | None = None
+) -> Path:
     """Compile ``core`` behind its link and return the executable.
 
-    ``io_hz``, ``sync_hz``: both clocks in Hz; only their ratio matters here. Raises CascError if a tool fails.
+    ``io_hz``, ``sync_hz``: both clocks in Hz; only their ratio matters here. ``weights``: words in the flash, instead of the core's own.
+    Raises CascError if a tool fails.
     """
     out = Path(out_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "top.v").write_text(board_verilog(core, spec))
+    (out / "top.v").write_text(board_verilog(core, spec, weights))
     command = [
         *("verilator", "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert"),
         *("-Wno-fatal", "-Wno-lint", "--top-module", "top", "--Mdir", "obj", "-o", "virtual_board"),

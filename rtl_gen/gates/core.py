@@ -9,7 +9,7 @@ from functools import cached_property, reduce
 
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from rtl_gen.gates.encoder import SpikeEncoder
@@ -18,6 +18,7 @@ from rtl_gen.gates.pixels import TICKET, PixelReader, PixelSpec
 from rtl_gen.gates.pools import Difference, PoolSpec, WindowPool
 from rtl_gen.gates.readout import WORD, ReadOut, ReadOutSpec
 from rtl_gen.gates.replay import Replay, ReplaySpec
+from rtl_gen.gates.spram import WEIGHTS, WeightLoader
 from rtl_gen.gates.streams import CurrentSum, EventFormat, Fork, Queue, Skid, Throttle, VolleyFormat
 from rtl_gen.gates.synapses import Synapses, SynapsesSpec
 from rtl_gen.gates.wake import ScheduleSpec, WakeSleep, WakeSpec
@@ -98,6 +99,11 @@ class CoreSpec:
         return self.layers[:-1]
 
     @property
+    def stored(self) -> tuple[SynapsesSpec, ...]:
+        """Synapses whose weights are loaded, in that order."""
+        return tuple(synapses.spec for layer in self.layers for synapses in layer.inputs if synapses.spec.store is not None)
+
+    @property
     def counting(self) -> bool:
         """Count code, not spike code."""
         return self.schedule is None
@@ -164,15 +170,23 @@ class CoreSpec:
             yield f"{node.name} volleys"
 
 
+def weight_words(spec: CoreSpec) -> list[int]:
+    """The 16-bit words that the core of ``spec`` takes before it takes pixels: layer by layer, row by row, the lowest word first."""
+    return [word for synapses in spec.stored if synapses.store is not None for word in synapses.store.words(synapses.rows)]
+
+
 class Core(wiring.Component):
     """One engine a layer, all at work at once, joined by streams. Domain: ``sync``.
+
+    A reset takes back all but loaded weights, and may come while they are being loaded.
 
     Members
     -------
     pixels: In, see `PixelSpec.signature`.
     result: Out, see `rtl_gen.gates.readout.WORD`.
     busy: Out, an image is under way.
-    error: Out, the last result was malformed or unsettled.
+    error: Out, the last result was malformed or unsettled, or the weights did not end with the last word.
+    weights: In, where weights are loaded: `weight_words`, once; no pixel is taken before.
     stall: In, with ``bench``: one bit for each of `CoreSpec.streams` (see `Throttle`).
     volleys_<layer>: Out, with ``bench``: what the layer's neurons send, and ``fire`` when they do.
     """
@@ -180,6 +194,8 @@ class Core(wiring.Component):
     def __init__(self, spec: CoreSpec, *, bench: bool = False):
         self.spec, self.bench = spec, bench
         members = {"pixels": In(spec.pixels.signature), "result": Out(WORD), "busy": Out(1), "error": Out(1)}
+        if spec.stored:
+            members["weights"] = In(WEIGHTS)
         if bench:
             members["stall"] = In(spec.streams)
             for index, layer in enumerate(spec.spiking):
@@ -209,9 +225,8 @@ class Core(wiring.Component):
 
         m.submodules.reader = reader = PixelReader(spec.pixels)
         m.submodules.readout = readout = ReadOut(spec.readout)
-        m.submodules.tickets = tickets = SyncFIFO(width=TICKET.size, depth=TICKETS)
-        wiring.connect(m, wiring.flipped(self.pixels), reader.pixels)
-
+        m.submodules.tickets = tickets = SyncFIFOBuffered(width=TICKET.size, depth=TICKETS)
+        stores: list[Synapses] = []  # engines whose weights are loaded
         arriving: dict[tuple[str, int], stream.Interface] = {}  # events by layer and synapses
         over: dict[str, stream.Interface] = {}  # volleys by pool
         self._share(m, branch, None, reader.events, arriving)
@@ -223,7 +238,7 @@ class Core(wiring.Component):
                 wiring.connect(m, through(over[node.name], f"{node.name} in"), pool.i)
                 said = pool.o
             else:
-                currents = self._synapses(m, through, label, node, arriving)
+                currents = self._synapses(m, through, label, node, arriving, stores)
                 if node.neurons is None:
                     wiring.connect(m, currents, readout.currents)
                     break
@@ -255,6 +270,7 @@ class Core(wiring.Component):
                 wiring.connect(m, said, encoder.volleys)
                 self._share(m, branch, node.name, encoder.events, arriving)
         wiring.connect(m, readout.result, wiring.flipped(self.result))
+        self._load(m, reader, stores)
 
         now = Signal(32)
         m.d.sync += now.eq(now + 1)
@@ -267,10 +283,26 @@ class Core(wiring.Component):
             readout.tickets.valid.eq(tickets.r_rdy),
             readout.tickets.payload.eq(tickets.r_data),
             tickets.r_en.eq(readout.tickets.ready),
-            self.busy.eq(reader.busy | tickets.r_rdy | readout.busy),
-            self.error.eq(readout.error),
+            self.busy.eq(reader.busy | (tickets.level != 0) | readout.busy),
+            self.error.eq(readout.error | (m.submodules.loader.error if stores else 0)),
         ]
         return m
+
+    def _load(self, m: Module, reader: PixelReader, stores: list[Synapses]) -> None:
+        """Fill the stores of weights; no pixel before they are full."""
+        if not stores:
+            wiring.connect(m, wiring.flipped(self.pixels), reader.pixels)
+            return
+        m.submodules.loader = loader = WeightLoader(len(stores))
+        wiring.connect(m, wiring.flipped(self.weights), loader.weights)
+        for index, store in enumerate(stores):
+            wiring.connect(m, getattr(loader, f"words_{index}"), store.words)
+            m.d.comb += getattr(loader, f"loaded_{index}").eq(store.loaded)
+        m.d.comb += [
+            reader.pixels.payload.eq(self.pixels.payload),
+            reader.pixels.valid.eq(self.pixels.valid & loader.loaded),
+            self.pixels.ready.eq(reader.pixels.ready & loader.loaded),
+        ]
 
     def _share(self, m: Module, branch, name: str | None, events: stream.Interface, arriving) -> None:
         """Give ``events`` of node ``name`` to all synapses that take them."""
@@ -279,7 +311,7 @@ class Core(wiring.Component):
         for (layer, index), way in zip(takers, branch(events, len(takers), f"{label}_events"), strict=True):
             arriving[layer.name, index] = way
 
-    def _synapses(self, m: Module, through, label: str, layer: LayerSpec, arriving) -> stream.Interface:
+    def _synapses(self, m: Module, through, label: str, layer: LayerSpec, arriving, stores: list[Synapses]) -> stream.Interface:
         """The layer's currents."""
 
         def add(one: stream.Interface, two: stream.Interface) -> stream.Interface:
@@ -289,7 +321,8 @@ class Core(wiring.Component):
             wiring.connect(m, two, total.i_1)
             return total.o
 
-        currents, sums = [], []
+        currents: list[stream.Interface] = []
+        sums: list[CurrentSum] = []
         for index, synapses_input in enumerate(layer.inputs):
             spec, events = synapses_input.spec, arriving[layer.name, index]
             parts = m.submodules
@@ -301,6 +334,8 @@ class Core(wiring.Component):
             parts[f"{label}_skid_{index}"] = skid = Skid(spec.cells.signature)
             parts[f"{label}_replay_{index}"] = replay = Replay(ReplaySpec(spec.cells, spec.passes))
             parts[f"{label}_synapses_{index}"] = synapses = Synapses(spec)
+            if spec.store is not None:
+                stores.append(synapses)
             wiring.connect(m, through(events, f"{layer.name} {index} events"), walk.i)
             wiring.connect(m, walk.o, skid.i)
             wiring.connect(m, through(skid.o, f"{layer.name} {index} cells"), replay.i)

@@ -87,6 +87,11 @@ class NeuronSpec(_ArraySpec):
         return VolleyFormat(self.currents.shape, self.currents.lanes, Interval(0, self.levels) if self.cumulative else Interval(-1, 1))
 
     @property
+    def complete(self) -> bool:
+        """Whether every chunk sends a volley."""
+        return self.dense or self.cumulative
+
+    @property
     def latency(self) -> int:
         """Cycles from a chunk's entry to its volley."""
         return LATENCY
@@ -112,13 +117,18 @@ class CountSpec(_ArraySpec):
         return VolleyFormat(self.currents.shape, self.currents.lanes, Interval(0, self.levels))
 
     @property
+    def complete(self) -> bool:
+        """Whether every chunk sends a volley."""
+        return self.dense
+
+    @property
     def latency(self) -> int:
         """Cycles from a chunk's entry to its volley."""
         return 3 + self.count_bits
 
 
 class _Array(wiring.Component):
-    """What both kinds share: chunks enter, go down a pipeline of `_ArraySpec.latency` stages that never waits, and end in a FIFO of volleys.
+    """What both kinds share: chunks enter, go down a pipeline of ``latency`` stages that never waits, and end in a FIFO of volleys.
 
     Chunks that say nothing send no volley unless ``dense``, the step's last excepted. A transfer that is ``empty`` stands for all chunks
     with no current.
@@ -178,7 +188,7 @@ class _Array(wiring.Component):
             volley.empty.eq(done.skip),
             spiked.eq(fired.any() & ~done.skip),
             volley.step.active.eq(done.step.active | spiked | before),
-            push.eq(done.on if spec.dense or (spec.volleys.value.lo == 0 and self._cumulative) else done.on & (done.last | spiked)),
+            push.eq(done.on & (done.last | spiked | int(spec.complete))),
             fifo.w_data.eq(volley),
             fifo.w_en.eq(push),
             self.volleys.valid.eq(fifo.r_rdy),
@@ -190,8 +200,6 @@ class _Array(wiring.Component):
         self._restless(m, done, before | spiked)
         m.d.sync += credits.eq(credits - enter + (done.on & ~push) + (self.volleys.valid & self.volleys.ready))
         return m
-
-    _cumulative = False
 
     def _neurons(self, m: Module, tags, start, skip, wait, t, constant, fired):
         """The neurons between their tags: drives ``skip``, ``wait``, ``t`` at the entry, and ``fired``; what each lane says at the end."""
@@ -212,10 +220,6 @@ class NeuronArray(_Array):
     """
 
     spec: NeuronSpec
-
-    @property
-    def _cumulative(self) -> bool:
-        return self.spec.cumulative
 
     def _neurons(self, m: Module, tags, start, skip, wait, t, constant, fired):
         spec, lanes, chunks = self.spec, self.spec.currents.lanes, self.spec.currents.chunks
@@ -303,13 +307,13 @@ class CountArray(_Array):
 
         x = register("x", Mux(self.currents.p.empty, 0, self.currents.p.x[lane]), self.currents.p.x[lane].shape())
         rest = register("total", x * spec.gain + constant.bias, shape)
-        theta, n = register("theta", constant.threshold, constant.threshold.shape()), None
+        theta, n = register("theta", constant.threshold, constant.threshold.shape()), Signal(0)
         for bit in reversed(range(spec.count_bits)):
             less = rest - (theta << bit)
             fits = ~less[-1]
             rest = register(f"rest_{bit}", Mux(fits, less, rest), shape)
             theta = register(f"theta_{bit}", theta, theta.shape())
-            n = register(f"count_{bit}", fits if n is None else Cat(fits, n), spec.count_bits - bit)
+            n = register(f"count_{bit}", Cat(fits, n), spec.count_bits - bit)
         clipped = Mux(n > spec.levels, spec.levels, n)
         m.d.comb += fired.eq(n.any())
         return clipped

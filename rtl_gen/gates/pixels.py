@@ -92,7 +92,8 @@ class PixelReader(wiring.Component):
         pending = Signal(beat)  # elements of word not sent yet
         count = Signal(range(spec.beats + 1))  # beats of this image taken, at most all
         channels, _, width = spec.shape
-        x, channel, y = Signal(range(max(width, 2))), Signal(range(max(channels, 2))), Signal(range(max(spec.shape[1], 2)))  # of word's first
+        sizes = {"x": width, "channel": channels, "y": spec.shape[1]}
+        x, channel, y = (Signal(range(max(size, 2)), name=name) for name, size in sizes.items())  # of word's first
         following = [Signal.like(counter, name=f"{counter.name}_following") for counter in (x, channel, y)]  # of the next word's
         ending = Signal()  # the image's last beat is in word
         ticketed = Signal()

@@ -79,7 +79,8 @@ class WindowPool(wiring.Component):
 
         # Where the volley is: its place in the stride, the lowest and rightmost window it may be in, and the tap that is served.
         place = Raster(m, spec.volleys, "place")
-        phase_y, band_y, slot = Signal(range(max(down, 2)), init=padding_y % down), Signal(range(rows + taps_y + 1), init=padding_y // down), Signal(range(max(taps_y, 2)), init=padding_y // down % taps_y)  # fmt: skip
+        phase_y, band_y = Signal(range(max(down, 2)), init=padding_y % down), Signal(range(rows + taps_y + 1), init=padding_y // down)
+        slot = Signal(range(max(taps_y, 2)), init=padding_y // down % taps_y)
         phase_x, band_x = (
             Signal(range(max(across, 2)), init=padding_x % across),
             Signal(range(columns + taps_x + 1), init=padding_x // across),
@@ -114,7 +115,8 @@ class WindowPool(wiring.Component):
             m.d.comb += write.data[lane].eq(Mux(fresh, value, joined))
         m.d.sync += held.eq(write.data)
 
-        step, row, due, row_slot = Signal(STEP), Signal(range(rows + 1)), Signal(range(rows * down + kernel_y + 1), init=kernel_y - 1 - padding_y), Signal.like(slot)  # fmt: skip
+        step, row, row_slot = Signal(STEP), Signal(range(rows + 1)), Signal.like(slot, init=0)
+        due = Signal(range(rows * down + kernel_y + 1), init=kernel_y - 1 - padding_y)  # the last input row of ``row``
         sent = Raster(m, VolleyFormat((out.shape[0], 1, columns), out.lanes, out.value), "sent")
         bottom, ended = Signal(), Signal()  # the map's last row has passed; with it the step
         complete = (row != rows) & (bottom | ((due <= place.y) & (row != rows - 1)))

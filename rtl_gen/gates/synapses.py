@@ -14,6 +14,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
+from rtl_gen.gates.spram import WORDS, WeightStore, WeightStoreSpec
 from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, place_bits, rom_attributes
 from rtl_gen.gates.walk import HAZARD, CellFormat, Geometry, WalkSpec
 
@@ -48,6 +49,7 @@ class SynapsesSpec:
     weights: flat: by output, by source in wire order. Else by output, input channel of its group, row and column of the kernel.
         Each in ``weight_bits`` two's complement.
     multiplier: where the products are made, if an event's value may be other than -1, 0, 1: "dsp" blocks or "logic".
+    storage: of the weights: "rom", a table that the bitstream fills, or "spram", loaded once (see `WeightStore`).
     """
 
     geometry: Geometry
@@ -57,6 +59,7 @@ class SynapsesSpec:
     weight_bits: int
     weights: tuple = field(repr=False)
     multiplier: Literal["dsp", "logic"] = "dsp"
+    storage: Literal["rom", "spram"] = "rom"
 
     def __post_init__(self) -> None:
         if self.lanes % self.currents.lanes:
@@ -65,6 +68,7 @@ class SynapsesSpec:
             raise ValueError(f"{self.geometry} does not lead from {self.events.shape} to {self.currents.shape}")
         if not lanes_fit(self.geometry, self.lanes):
             raise ValueError(f"lanes {self.lanes!r} do not make whole chunks of {self.geometry.groups} groups of {self._group} channels")
+        _ = self.store
 
     @property
     def _group(self) -> int:
@@ -115,6 +119,16 @@ class SynapsesSpec:
         return self.passes * self.set_rows
 
     @property
+    def row_bits(self) -> int:
+        """Bits of a row of weights."""
+        return len(self.slots) * self.lanes * self.weight_bits
+
+    @property
+    def store(self) -> WeightStoreSpec | None:
+        """Where the weights are loaded; None where they are a table."""
+        return WeightStoreSpec(self.row_count, self.row_bits) if self.storage == "spram" else None
+
+    @property
     def slots(self) -> tuple[tuple[int, int], ...]:
         """Taps (down, across), in the order in which they stand in a row of weights."""
         return tuple(product(range(self.geometry.taps[0]), range(self.geometry.taps[1])))
@@ -161,19 +175,30 @@ class Synapses(wiring.Component):
     -------
     cells: In, each cell's events and mark ``passes`` times (see `Replay`).
     currents: Out.
+    words, loaded: In, Out, of weights that are loaded, see `WeightStore`; no event may come before they are.
     """
 
     def __init__(self, spec: SynapsesSpec):
         self.spec = spec
-        super().__init__({"cells": In(spec.cells.signature), "currents": Out(spec.currents.signature)})
+        members = {"cells": In(spec.cells.signature), "currents": Out(spec.currents.signature)}
+        if spec.store is not None:
+            members |= {"words": In(WORDS), "loaded": Out(1)}
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         spec, out, geometry = self.spec, self.spec.currents, self.spec.geometry
         taps_y, taps_x = geometry.taps
-        wide = len(spec.slots) * spec.lanes * spec.weight_bits
-        m.submodules.weights = weights = Memory(shape=wide, depth=spec.row_count, init=spec.rows, attrs=rom_attributes(spec.row_count))
-        read = weights.read_port()
+        if spec.store is None:
+            attributes = rom_attributes(spec.row_count)
+            m.submodules.weights = weights = Memory(shape=spec.row_bits, depth=spec.row_count, init=spec.rows, attrs=attributes)
+            read = weights.read_port()
+            address, row_data = read.addr, read.data
+        else:
+            m.submodules.weights = store = WeightStore(spec.store)
+            wiring.connect(m, wiring.flipped(self.words), store.words)
+            m.d.comb += self.loaded.eq(store.loaded)
+            address, row_data = store.address, store.data
         parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": STEP})
         credit = 1 if geometry.flat else CREDITS
 
@@ -201,33 +226,33 @@ class Synapses(wiring.Component):
         # Row address, weights, weights again (block RAM is slow to leave), product, sum.
         row = Signal.like(base, reset_less=True)
         m.d.sync += row.eq(base + cell.row)
-        m.d.comb += read.addr.eq(row)
-        fetched = Signal.like(read.data, reset_less=True)
-        m.d.sync += fetched.eq(read.data)
+        m.d.comb += address.eq(row)
+        fetched = Signal.like(row_data, reset_less=True)
+        m.d.sync += fetched.eq(row_data)
         value = _delay(m, cell.value, 3, "value")  # with the weights
         add = _delay(m, add, spec.stages, "add", reset=True)
         send = _delay(m, send, spec.stages, "send", reset=True)
-        tag_layout = data.StructLayout(
-            {name: cell.shape().members[name] for name in ("empty", "first", "end", "down", "keep", "leave", "enter", "top", "fresh", "own_top",
-                                                           "own_fresh", "step")}
-            | {"chunk": unsigned(len(chunk)), "last_chunk": 1, "mark": 1}
-        )  # fmt: skip
-        tag = Signal(tag_layout)
-        m.d.comb += [getattr(tag, name).eq(getattr(cell, name)) for name in tag_layout.members if name in cell.shape().members]
+        told = {name: shape for name, shape in cell.shape().members.items() if name not in ("mark", "emit", "row", "set", "value")}
+        tag = Signal(data.StructLayout(told | {"chunk": unsigned(len(chunk)), "last_chunk": 1, "mark": 1}))
+        m.d.comb += [getattr(tag, name).eq(getattr(cell, name)) for name in told]
         m.d.comb += [tag.chunk.eq(chunk), tag.last_chunk.eq(last_chunk), tag.mark.eq(mark)]
         early = _delay(m, tag, spec.stages - 2, "early", reset=True)  # where the memories are asked for what acts two cycles later
         tag = _delay(m, early, 2, "tag", reset=True)
 
         sums = {
-            (slot, lane): Signal(signed(out.width), name=f"sum_{slot[0]}_{slot[1]}_{lane}") for slot in spec.slots for lane in range(spec.lanes)
+            (slot, lane): Signal(signed(out.width), name=f"sum_{slot[0]}_{slot[1]}_{lane}")
+            for slot, lane in product(spec.slots, range(spec.lanes))
         }
         entering = self._row_memory(m, early, tag, sums)
         followers = self._windows(m, early, tag, sums, entering)
         for (key, total), (added, carry) in zip(sums.items(), self._products(m, fetched, value), strict=True):
             with m.If(taken if geometry.flat else tag.mark):
                 m.d.sync += total.eq(followers[key])
-            with m.Elif(add):  # one adder, with a carry in
-                m.d.sync += total.eq((Cat(1, total).as_signed() + Cat(carry, added).as_signed())[1:] if isinstance(carry, Value) else total + added)
+            with m.Elif(add):
+                if isinstance(carry, Value):  # one adder, with a carry in
+                    m.d.sync += total.eq((Cat(1, total).as_signed() + Cat(carry, added).as_signed())[1:])
+                else:
+                    m.d.sync += total.eq(total + added)
 
         # Completed chunks wait in a FIFO (of a flat geometry, which completes few, where they are) and leave in parts.
         complete, leaving, there = Signal(parcel), Signal(parcel), Signal()
@@ -365,7 +390,7 @@ class Synapses(wiring.Component):
     def _windows(self, m: Module, early, tag, sums, entering):
         """By slot and lane: what follows at a mark."""
         spec = self.spec
-        taps_y, taps_x = spec.geometry.taps
+        taps_x = spec.geometry.taps[1]
         moved = {
             (slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums
         }
@@ -377,7 +402,10 @@ class Synapses(wiring.Component):
         if spec.passes <= ROTATED:
             following = {}
             for (slot, lane), value in moved.items():
-                chain = [Signal(signed(spec.currents.width), name=f"window_{slot[0]}_{slot[1]}_{lane}_{index}", reset_less=True) for index in range(spec.passes - 1)]  # fmt: skip
+                chain = [
+                    Signal(signed(spec.currents.width), name=f"window_{slot[0]}_{slot[1]}_{lane}_{index}", reset_less=True)
+                    for index in range(spec.passes - 1)
+                ]
                 with m.If(tag.mark):
                     m.d.sync += [stage.eq(before) for stage, before in zip(chain, [*chain[1:], value], strict=True)]
                 following[slot, lane] = Mux(zero, 0, chain[0])

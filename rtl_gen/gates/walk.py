@@ -100,8 +100,8 @@ class CellFormat:
     ``first``, ``end``: the step's first cell, its last. ``empty``: instead of all cells, a step without events.
     ``emit``: the window's last neuron is complete. ``down``: the row completes an output row, partial sums move on by one tap.
     ``keep``: the leaving column is one of the map's. ``leave``, ``enter``: columns that leave and enter the window.
-    ``top``, ``fresh``: the entering column is of the first row, and holds nothing yet; is of a row that begins an output row, and its first tap
-    holds nothing. ``own_top``, ``own_fresh``: the same of this cell.
+    ``top``, ``fresh``: the entering column is of the first row, and holds nothing yet; is of a row that begins an output row, and
+    its first tap holds nothing. ``own_top``, ``own_fresh``: the same of this cell.
     """
 
     geometry: Geometry

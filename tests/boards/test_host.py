@@ -5,6 +5,7 @@ import struct
 import threading
 import tty
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +20,10 @@ from rtl_gen.gates.link import LinkSpec
 
 SPEC = LinkSpec(digest=bytes(range(16, 48)), levels=4, margin=3, input_shape=(2, 3), input_max=200, outputs=(5, 2), beat=1,
                 clock_hz=12_000_000, watchdog=1200)  # fmt: skip
-LAYERS = [SimpleNamespace(outputs=5), SimpleNamespace(outputs=2)]
-NETWORK = SimpleNamespace(name="net", levels=4, margin=3, input_max=200, input_shape=(2, 3), layers=LAYERS)
+LAYERS = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+NETWORK = SimpleNamespace(
+    name="net", levels=4, margin=3, input_max=200, input_shape=(2, 3), layers=LAYERS, shapes={"a": (5, 1, 1), "b": (2, 1, 1)}
+)
 IMAGE = np.arange(6).reshape(2, 3)
 FAST = {"timeout": 0.1, "retries": 2}
 
@@ -119,7 +122,7 @@ def test_one_flipped_bit_is_noticed(payload, choice):
 
 
 def test_hello_reads_what_the_link_says():
-    assert Hello.parse(SPEC.hello() + b"more") == Hello(SPEC.digest[:16].hex(), 4, 3, 200, (2, 3), (5, 2), 2, 101e-6)
+    assert Hello.parse(SPEC.hello() + b"more") == Hello(SPEC.digest[:16].hex(), 4, 3, 200, (2, 3), (5, 2), 2, 101e-6, "spike", (1, 1))
     with pytest.raises(struct.error):
         Hello.parse(SPEC.hello()[:-1])
 
@@ -133,6 +136,21 @@ def test_runs_images_and_resets():
         assert [answer.logits[1] for answer in host.run_all(images)] == [6 * value for value in range(9)]
         assert len({frame.sequence for frame in board.requests}) == 11
         assert 0 not in {frame.sequence for frame in board.requests}
+
+
+def test_maps_travel_in_wire_order():
+    """An image (C, H, W) is sent with the channels of a pixel side by side, and so come the logits of a map."""
+    spec = replace(SPEC, input_shape=(2, 2, 3), outputs=(5, 12), grid=(3, 2))
+    image = np.arange(12).reshape(2, 2, 3)
+
+    def sound(frame: Frame) -> bytes:
+        payload = struct.pack("<HBHIH12i", 1, 0, 0, 9, 12, *range(12)) if frame.kind == Kind.IMAGE else spec.hello()
+        return encode(Frame(frame.kind | ANSWER, frame.sequence, payload))
+
+    with Board({0: sound}, hello=sound) as board, Host(board.path, **FAST) as host:
+        answer = host.run(image)
+        assert list(board.requests[0].payload) == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
+        assert answer.logits.reshape(2, 3, 2).tolist() == np.arange(12).reshape(3, 2, 2).transpose(2, 0, 1).tolist()
 
 
 @pytest.mark.parametrize("trouble", [silent, damaged, stale, refused(Fault.BUSY), refused(Fault.DAMAGED), refused(Fault.RESET)])

@@ -62,19 +62,22 @@ def damaged(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Path
 
 
 def _nan(content: dict[str, Any]) -> None:
-    content["layers"][0]["weight"] = content["layers"][0]["weight"].double()
-    content["layers"][0]["weight"][3, 1] = float("nan")
+    (synapses,) = content["nodes"][0]["synapses"]
+    synapses["weight"] = synapses["weight"].double()
+    synapses["weight"][3, 1] = float("nan")
+
+
+def _narrow(content: dict[str, Any]) -> None:
+    (synapses,) = content["nodes"][1]["synapses"]
+    synapses["weight"] = synapses["weight"][:, 1:].clone()
 
 
 BAD_NETS = {
-    "wrong layer": (lambda content: content["layers"][0].update(type="lstm"), ("'lstm'",)),
+    "wrong layer": (lambda content: content["nodes"][0].update(type="lstm"), ("'lstm'",)),
     "NaN weight": (_nan, ("weight", "nan")),
-    "threshold 0": (lambda content: content["layers"][0]["threshold"].__setitem__(5, 0), ("threshold of channel 5 is 0",)),
-    "missing field": (lambda content: content["layers"][1].pop("bias"), ("'bias' is missing",)),
-    "sizes that do not meet": (
-        lambda content: content["layers"][1].update(weight=content["layers"][1]["weight"][:, 1:].clone()),
-        ("takes 31 inputs, but 32 arrive",),
-    ),
+    "threshold 0": (lambda content: content["nodes"][0]["threshold"].__setitem__(5, 0), ("threshold of channel 5 is 0",)),
+    "missing field": (lambda content: content["nodes"][1].pop("bias"), ("'bias' is missing",)),
+    "sizes that do not meet": (_narrow, ("takes 31 inputs, but 32 arrive",)),
 }
 
 
@@ -94,7 +97,13 @@ def test_pickled_code_is_not_run(rtl_gen: Any, tmp_path: Path) -> None:
 
 
 def test_network_too_large(rtl_gen: Any, tmp_path: Path) -> None:
-    refused(rtl_gen("build", "--net", MNIST, "--board", "icebreaker"), tmp_path, "block RAM", "iCE40UP5K has 30", "too few")
+    words = ("of LUT4, iCE40UP5K has 52 to give", "too few", "no fewer bits or levels would do")
+    refused(rtl_gen("build", "--net", DIGITS, "--board", "icebreaker", "--max-share", "0.01"), tmp_path, *words)
+
+
+def test_a_target_out_of_reach(rtl_gen: Any, tmp_path: Path) -> None:
+    words = ("digits_mlp: 100,000,000 images a second", "at 24 MHz, iCE40UP5K gives", "at best", "held by")
+    refused(rtl_gen("plan", "--net", DIGITS, "--board", "icebreaker", "--target-fps", "1e8"), tmp_path, *words)
 
 
 def test_missing_tool(rtl_gen: Any, tmp_path: Path) -> None:
@@ -108,6 +117,8 @@ def test_missing_tool(rtl_gen: Any, tmp_path: Path) -> None:
         (["plan", "--board", "altair"], ["'altair'", "icebreaker"]),
         (["plan", "--net", "nothing.pt"], ["nothing.pt"]),
         (["plan", "--lanes", "nolayer=4"], ["'nolayer'"]),
+        (["plan", "--net", DIGITS, "--lanes", "hidden=8x3"], ["hidden", "3 neuron lanes for 8"]),
+        (["plan", "--max-lut", "0%"], ["max LUT4s"]),
         (["plan", "--max-share", "1.5"], ["1.5"]),
         (["plan", "--net", DIGITS, "--data", MNIST.with_name("mnist_mlp_images.npz")], ["(1000, 28, 28)"]),
         (["sim", "--net", DIGITS, "--images", "100000"], ["100000"]),
@@ -122,7 +133,18 @@ def test_bad_arguments(arguments: list[object], words: list[str], rtl_gen: Any, 
     refused(rtl_gen(*arguments), tmp_path, *words)
 
 
-@pytest.mark.parametrize("arguments", [["plan", "--lanes", "four"], ["plan", "--nonsense"], ["convert"], ["sim", "--stall", "2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--lanes", "four"],
+        ["plan", "--lanes", "hidden=8x"],
+        ["plan", "--max-lut", "many"],
+        ["plan", "--code", "rate"],
+        ["plan", "--nonsense"],
+        ["convert"],
+        ["sim", "--stall", "2"],
+    ],
+)
 def test_usage_errors_end_with_2(arguments: list[str], rtl_gen: Any, tmp_path: Path) -> None:
     assert rtl_gen(*arguments).returncode == 2
     assert list(tmp_path.iterdir()) == []
@@ -147,9 +169,41 @@ def test_plan_as_json(rtl_gen: Any) -> None:
     said = json.loads(rtl_gen("plan", "--net", DIGITS, "--board", "icebreaker", "--json").stdout)
     assert said["net"] == "digits_mlp"
     assert said["resources"]["lut4"] <= 0.8 * 5280
-    wide = json.loads(rtl_gen("plan", "--net", DIGITS, "--lanes", f"{said['layers'][0]['name']}=32", "--json").stdout)
-    assert wide["layers"][0]["synapse_lanes"] == 32
+    assert said["code"] == "count"
+    name = said["layers"][0]["name"]
+    wide = json.loads(rtl_gen("plan", "--net", DIGITS, "--lanes", f"{name}=32x4", "--code", "spike", "--json").stdout)
+    assert (wide["layers"][0]["synapse_lanes"], wide["layers"][0]["neuron_lanes"], wide["code"]) == (32, 4, "spike")
     assert wide["digest"] != said["digest"]
+    small = json.loads(rtl_gen("plan", "--net", DIGITS, "--max-lut", "5%", "--json").stdout)
+    assert small["resources"]["lut4"] <= 0.05 * 83640
+    slow = json.loads(rtl_gen("plan", "--net", DIGITS, "--target-fps", "50000", "--json").stdout)
+    assert slow["clock_hz"] / slow["prediction"]["interval"] >= 50000
+    assert slow["resources"]["lut4"] < wide["resources"]["lut4"]
+
+
+@pytest.mark.parametrize("verb", ["build", "plan", "sim", "verilog", "serve"])
+def test_verbs_that_plan_share_their_options(verb: str) -> None:
+    from rtl_gen.__main__ import main
+
+    names = {name for option in main.commands[verb].params for name in option.opts}
+    assert {"--net", "--board", "--data", "--code", "--lanes", "--fastest", "--target-fps", "--max-lut", "--max-share"} <= names
+
+
+def test_a_plan_in_words(rtl_gen: Any) -> None:
+    done = rtl_gen("plan", "--net", MNIST.with_name("mnist_cnn_avg.pt"))
+    assert done.returncode == 0, done.stderr
+    words = (
+        "conv 3x3",
+        "average pool 2x2",
+        "dense, read-out",
+        "16x28x28",
+        "bottleneck",
+        "held by",
+        "bounds of the plan",
+        "partial sums of a row",
+    )
+    for word in words:
+        assert word in done.stdout, word
 
 
 def test_boards_as_json(rtl_gen: Any) -> None:
@@ -173,7 +227,7 @@ def test_convert_then_plan_then_verilog(rtl_gen: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "same class as the float network" in done.stdout
     net = IntegerNet.load(tmp_path / "my.pt")
-    assert (net.levels, net.input_shape, [layer.bits for layer in net.layers]) == (16, (3, 4), [4, 8])
+    assert (net.levels, net.input_shape, [layer.synapses[0].bits for layer in net.layers]) == (16, (3, 4), [4, 8])
     assert rtl_gen("plan", "--net", "my.pt", "--board", "icebreaker").returncode == 0
     done = rtl_gen("verilog", "--net", "my.pt", "--out", "made/my.v")
     assert done.returncode == 0, done.stderr
@@ -188,6 +242,7 @@ def test_build_report_and_rebuild(rtl_gen: Any, tmp_path: Path) -> None:
     done = rtl_gen("build", "--net", DIGITS, "--board", "ulx3s-12f", "--prove", "3")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "build" / "digits_mlp-ulx3s-12f"
+    assert json.loads((folder / "plan.json").read_text())["code"] == "count"
     assert {"digits_mlp.bit", "report.html", "report.json", "plan.json", "build.json", "sim.json", "net.pt"} <= {
         p.name for p in folder.iterdir()
     }

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from casc_hw import CascError, IntegerNet, Linear, simulate
+from casc_hw import CascError, IntegerNet, Layer, simulate
+from casc_hw.network import IMAGE
 from rtl_gen import report
 from rtl_gen.budget import Budget
-from rtl_gen.plan import Plan, make_plan
-from rtl_gen.report import summary, write_report
+from rtl_gen.plan import Options, Plan, make_plan
+from rtl_gen.report import SHOWN, summary, write_report
+from tests.random_nets import random_graph
 
 BUDGET = Budget("LFE5U-25F", 24288, 24288, 56, "DP16KD", 28)
 SECTIONS = ["Result", "Network", "Plan", "Cycles, predicted and measured", "Utilisation", "Clocks", "Sleep", "One image, step by step",
@@ -34,7 +36,8 @@ def make(sizes: tuple[int, ...] = (12, 9, 7, 3), shape: tuple[int, ...] | None =
         weight = torch.randint(-8, 8, (outputs, inputs), generator=chance)
         threshold = None if index == len(sizes) - 2 else torch.randint(1, 1200 if index == 0 else 20, (outputs,), generator=chance)
         bias = torch.randint(-9, 9, (outputs,), generator=chance)
-        layers.append(Linear(f"layer{index}", weight, bias, threshold, 4, 10.0 if threshold is None else None))
+        source = f"layer{index - 1}" if index else IMAGE
+        layers.append(Layer.dense(f"layer{index}", source, weight, bias, threshold, 4, 10.0 if threshold is None else None))
     return replace(IntegerNet("tiny", 6, 2, None, shape or sizes[:1], 15, tuple(layers)), **fields)
 
 
@@ -44,7 +47,7 @@ IMAGES = torch.randint(0, 16, (5, 12), generator=torch.Generator().manual_seed(1
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan(NET, BUDGET, images=IMAGES)
+    return make_plan(NET, BUDGET, Options("spike"), images=IMAGES)
 
 
 def built(**changed: Any) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def test_a_build_is_reported_whole(tmp_path: Path, plan: Plan) -> None:
     page, content = written(tmp_path, net, plan, images=IMAGES, labels=torch.tensor([1, 2, 0, 1, 2]), build=built(), sim=simulated())
     for words in (
         "tiny on ulx3s-25f", "800,000 images/s", "2 µs", "80.00 MHz", "Nothing here was tried on a physical board", "1,234 neuron steps",
-
+        "held by " + plan.bottleneck.held_by, "synaptic operations of",
         "90 / 100 / 130", "150 / 160 / 170", "3 / 4 / 6", "integer SNN, % 97.25",
         "exact yes", "split none", "2,400 (10 %)", "81.500", "140.250",
         "seed 3", "yosys 30.50 s", "in all 51.75 s", "Yosys 0.99",
@@ -136,7 +139,7 @@ def test_a_plan_alone_says_what_is_missing(tmp_path: Path, plan: Plan) -> None:
     page, content = written(tmp_path, NET, plan)
     write_report(tmp_path, NET, plan, images=IMAGES[:0], build=None, sim=None)
     assert json.loads((tmp_path / "report.json").read_text()) == content
-    for words in ("plan only", "Not built: the clock", "not simulated", "No images were given", "says nothing of its accuracy"):
+    for words in ("Not built: the clock", "not simulated", "No images were given", "says nothing of its accuracy"):
         assert words in page.words
     assert "images/s" not in page.words
     assert "img" not in page.tags
@@ -181,7 +184,8 @@ def test_the_summary_says_where_each_figure_is_from(plan: Plan) -> None:
     assert both["timing met"].startswith("yes")
     assert "(estimated cycles at nextpnr's clock)" in dict(summary(plan, built(), None))["throughput"]
     alone = dict(summary(plan, None, None))
-    assert "throughput" not in alone
+    assert alone["throughput"].endswith("images/s if the core reaches 80 MHz (estimated)")
+    assert "latency in time" not in alone
     assert alone["interval"].endswith("cycles (estimated)")
     assert alone["LUT4"].endswith("estimated")
     for rows in (both, alone):
@@ -217,7 +221,8 @@ def test_names_and_notes_are_text(tmp_path: Path) -> None:
     """Not HTML, not formulas, not letters a font may lack; numbers that JSON lacks, and more notes than a page holds."""
     name = "<script>$\\frac{a}$ 层</script>"
     meta = {"<b>": float("nan"), "list": [1, 2.5, None], "many": {f"note {i}": "x" * 300 for i in range(100)}}
-    net = replace(NET, meta=meta, layers=(replace(NET.layers[0], name=name), *NET.layers[1:]))
+    renamed = replace(NET.layers[1], synapses=(replace(NET.layers[1].synapses[0], source=name),))
+    net = replace(NET, meta=meta, nodes=(replace(NET.layers[0], name=name), renamed, *NET.layers[2:]))
     page, content = written(tmp_path, net, make_plan(net, BUDGET), images=IMAGES, build=built(board="<i>"))
     assert "script" not in page.tags
     assert "<script>$\\frac{a}$ 层</script>" in page.words
@@ -233,12 +238,42 @@ def test_images_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert page.tags.count("img") == 4
 
 
+@pytest.mark.parametrize("code", ["spike", "count"])
+def test_graphs(tmp_path: Path, code: Any) -> None:
+    """Every node has its place: maps, pools, layers with several sources; in count code nothing sleeps."""
+    for seed in (3, 7, 11):
+        net = random_graph(seed)
+        images = torch.randint(0, net.input_max + 1, (3, *net.input_shape), generator=torch.Generator().manual_seed(1))
+        plan = make_plan(net, BUDGET, Options(code), images=images)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        page, content = written(folder, net, plan, images=images, build=built(), sim=simulated())
+        assert [layer["name"] for layer in content["network"]["layers"]] == [node.name for node in net.nodes]
+        assert [layer["shape"] for layer in content["network"]["layers"]] == [list(net.shapes[node.name]) for node in net.nodes]
+        for layer in content["network"]["layers"]:
+            assert all(source in page.words for source in [layer["kind"], *layer["sources"]])
+        assert ("nothing sleeps" in page.words) == (code == "count")
+        assert ("sleep steps" in dict(summary(plan, None, simulated()))) == (code == "spike")
+        assert dict(summary(plan, None, None))["network"].endswith(f"{code} code")
+        assert content["activity"]["sleep_steps"] or code == "count"
+
+
+def test_of_a_large_map_the_first_neurons_are_shown(tmp_path: Path) -> None:
+    net = make((12, SHOWN + 40, 3))
+    _, content = written(tmp_path, net, make_plan(net, replace(BUDGET, lut4=90000, ff=90000)), images=IMAGES)
+    (layer,) = content["activity"]["layers"]
+    assert (layer["neurons"], layer["shown"]) == (SHOWN + 40, SHOWN)
+    assert max(neuron for _, neuron, _ in layer["spikes"]) < SHOWN
+    spikes = simulate(net, IMAGES[:1]).spikes[0]
+    assert layer["count"] == int(spikes.ne(0).sum()) > len(layer["spikes"])
+
+
 def test_small_and_odd_networks(tmp_path: Path) -> None:
     for net in (make((1, 1, 1)), make((12, 1, 30), sleep=0), make((12, 5, 4, 3, 2))):
         images = torch.full((2, net.inputs), 15)
         folder = tmp_path / str(len(net.layers) * net.inputs)
         folder.mkdir()
-        page, content = written(folder, net, make_plan(net, BUDGET), images=images, build=built(), sim=simulated())
+        page, content = written(folder, net, make_plan(net, BUDGET, Options("spike")), images=images, build=built(), sim=simulated())
         assert page.tags.count("img") == 4
         assert content["activity"]["settled"] == (0 if net.sleep == 0 else 2)
 

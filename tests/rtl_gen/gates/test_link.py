@@ -9,7 +9,7 @@ from amaranth.sim import Simulator
 
 from boards.host import Frame, Hello, decode, encode, split, stuff
 from boards.top import BoardTop
-from rtl_gen.gates.frame import ANSWER, ERROR, Fault, Kind
+from rtl_gen.gates.frame import ANSWER, ERROR, PROTOCOL, Fault, Kind
 from rtl_gen.gates.link import AnswerBook, HostLink, LinkSpec
 from sim.dummy_core import EARLY, HANG, LATE, LOGITS, SLOW, DummyCore, dummy_answer
 
@@ -90,7 +90,9 @@ HELLO_WIRE, RESET_WIRE = encode(Frame(Kind.HELLO, 0x7E)), encode(Frame(Kind.RESE
 def test_hello_tells_the_spec():
     (answer,), leds, busy = exchange(HELLO_WIRE, cycles=wire_cycles(80))
     assert (answer.kind, answer.sequence, busy, leds) == (Kind.HELLO | ANSWER, 0x7E, 0, 0)
-    assert Hello.parse(answer.payload) == Hello(bytes(range(100, 116)).hex(), 4, 3, 255, (1, 2, 3), (7, 3), 2, 751e-6)
+    assert Hello.parse(answer.payload) == Hello(bytes(range(100, 116)).hex(), 4, 3, 255, (1, 2, 3), (7, 3), 2, 751e-6, "spike", (1, 1))
+    counting = Hello.parse(replace(SPEC, outputs=(7, 12), grid=(3, 2), counting=True).hello())
+    assert (counting.code, counting.grid) == ("count", (3, 2))
 
 
 @pytest.mark.parametrize("ratio", [0.21, 1.0, 1.37, 4.3])
@@ -122,7 +124,7 @@ def test_every_fault_is_named_and_harms_nothing():
     wire = b"".join(
         [
             bytes(damaged),
-            encode(Frame(Kind.HELLO, 2, version=2)),
+            encode(Frame(Kind.HELLO, 2, version=PROTOCOL - 1)),
             encode(Frame(0, 3)),
             encode(Frame(0x40, 4)),
             encode(Frame(Kind.HELLO, 5, b"x")),

@@ -32,7 +32,8 @@ def test_repeats_every_cell(spec: ReplaySpec, stall: float, drive: Callable[...,
     sent, wanted = [], []
     for count in (0, spec.depth, 0, 0, 1, spec.depth, *(chance.randint(0, spec.depth) for _ in range(12))):
         events = [
-            {"mark": 0, "row": chance.randrange(rows), "set": chance.randrange(spec.format.sets), "value": chance.choice((value.lo, value.hi))}
+            {"mark": 0, "row": chance.randrange(rows), "set": chance.randrange(spec.format.sets)}
+            | {"value": chance.choice((value.lo, value.hi))}
             for _ in range(count)
         ]
         flags = ("first", "end", "emit", "down", "keep", "top", "fresh")

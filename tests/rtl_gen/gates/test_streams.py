@@ -11,7 +11,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Shape
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import CurrentFormat, EventFormat, Skid, Throttle, index_bits, shape_of
+from rtl_gen.gates.streams import CurrentFormat, CurrentSum, EventFormat, Fork, Queue, Skid, Throttle, index_bits, shape_of
 
 FORMATS = [
     EventFormat((1, 1, 1), Interval(-1, 1)),
@@ -82,6 +82,47 @@ def test_a_throttle_holds_what_it_offered(drive: Callable[..., Any]) -> None:
     drive(dut, [(dut.i, [format.layout.from_bits(index) for index in range(20)])], [(dut.o, None)], stall=0.3, hook=hook)
     assert len([cycle for cycle in times if 4 <= cycle <= 50]) <= 1
     assert len(times) == 20
+
+
+@pytest.mark.parametrize("ways", [1, 2, 3])
+def test_each_way_of_a_fork_gets_everything(ways: int, stall: float, drive: Callable[..., Any]) -> None:
+    format = FORMATS[1]
+    sent = [format.layout.from_bits(index) for index in range(50)]
+    dut = Fork(format.signature, ways)
+    drive(dut, [(dut.i, sent)], [(output, [_plain(format, payload) for payload in sent]) for output in dut.outputs], stall=stall)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 30])
+def test_a_queue_keeps_order(depth: int, stall: float, drive: Callable[..., Any]) -> None:
+    format = FORMATS[1]
+    sent = [format.layout.from_bits(index) for index in range(50)]
+    dut = Queue(format.signature, depth)
+    drive(dut, [(dut.i, sent)], [(dut.o, [_plain(format, payload) for payload in sent])], stall=stall)
+
+
+def test_currents_add_up_and_an_empty_step_is_the_others(stall: float, drive: Callable[..., Any]) -> None:
+    format, chance = CurrentFormat((3, 2, 1), 2, 9), random.Random(3)
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    wanted = []
+    for _ in range(40):
+        step = {"wake": chance.randrange(2), "first": chance.randrange(2)}
+        active, empty = [chance.randrange(2) for _ in sides], [chance.random() < 0.4 for _ in sides]
+        chunks = [[[0] * format.lanes if empty[side] else [chance.randint(-100, 100) for _ in range(format.lanes)]
+                   for _ in range(format.chunks)] for side in range(2)]  # fmt: skip
+        for side, to in enumerate(sides):
+            said = step | {"active": active[side]}
+            if empty[side]:
+                to.append({"mark": 1, "empty": 1, "step": said, "x": [77] * format.lanes})
+            else:
+                to += [{"mark": int(i == format.chunks - 1), "step": said, "x": x} for i, x in enumerate(chunks[side])]
+        if all(empty):
+            wanted.append({"mark": 1, "empty": 1})
+        else:
+            wanted += [{"mark": int(i == format.chunks - 1), "empty": 0, "x": [a + b for a, b in zip(*pair, strict=True)]}
+                       for i, pair in enumerate(zip(*chunks, strict=True))]  # fmt: skip
+        wanted[-1]["step"] = {"first": step["first"], "wake": step["wake"], "final": 0, "active": int(any(active))}
+    dut = CurrentSum(format)
+    drive(dut, [(dut.i_0, sides[0]), (dut.i_1, sides[1])], [(dut.o, wanted)], stall=stall)
 
 
 @pytest.mark.parametrize("part", PARTS)

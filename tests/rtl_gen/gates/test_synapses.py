@@ -61,9 +61,11 @@ def make(case: tuple[Any, ...], extreme: bool = False, **changes: Any) -> Synaps
         fan = channels * height * wide
     else:
         inputs, (rows, columns) = channels // geometry.groups, geometry.kernel
-        weights = tuple(
-            tuple(tuple(tuple(weight() for _ in range(columns)) for _ in range(rows)) for _ in range(inputs)) for _ in range(geometry.outputs)
-        )
+
+        def kernel() -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(weight() for _ in range(columns)) for _ in range(rows))
+
+        weights = tuple(tuple(kernel() for _ in range(inputs)) for _ in range(geometry.outputs))
         fan = inputs * rows * columns
     sums = Interval(-half, half) * values * fan
     currents = CurrentFormat(geometry.target, width, sums.signed_bits)
@@ -109,7 +111,9 @@ def chain(spec: SynapsesSpec) -> Module:
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-@pytest.mark.parametrize(("name", "multiplier"), [(name, multiplier) for name in CASES for multiplier in ("dsp", "logic")[: 1 + (CASES[name][1] != SPIKES)]])
+@pytest.mark.parametrize(
+    ("name", "multiplier"), [(name, where) for name in CASES for where in ("dsp", "logic")[: 1 + (CASES[name][1] != SPIKES)]]
+)
 def test_sums(name: str, multiplier: str, extreme: bool, stall: float, drive: Callable[..., Any]) -> None:
     spec = make(CASES[name], extreme, multiplier=multiplier)
     chance, values, out = random.Random(9), spec.events.value, spec.currents
@@ -130,13 +134,14 @@ def test_sums(name: str, multiplier: str, extreme: bool, stall: float, drive: Ca
         if not events or (not any(sums.values()) and not spec.geometry.flat and not reached(spec, events)):
             wanted.append({"mark": 1, "empty": 1, "step": step})
             continue
-        channels, height, width = spec.geometry.target
+        _, height, width = spec.geometry.target
         for y, x, part in product(range(height), range(width), range(out.parts)):
             lanes = [sums.get((y, x, part * out.lanes + lane), 0) for lane in range(out.lanes)]
             last = (y, x, part) == (height - 1, width - 1, out.parts - 1)
             wanted.append({"mark": int(last), "empty": 0, "step": step if last else step | {"active": 0}, "x": lanes})
     m = chain(spec)
-    took = drive(m, [(m.walk.i, sent)], [(m.synapses.currents, [{k: v for k, v in want.items() if k != "step"} for want in wanted])], stall=stall)
+    unstepped = [{key: value for key, value in want.items() if key != "step"} for want in wanted]
+    took = drive(m, [(m.walk.i, sent)], [(m.synapses.currents, unstepped)], stall=stall)
     for got, want in zip(took[0], wanted, strict=True):
         got, want = dict(got["step"]), dict(want["step"])
         if not want.get("active"):
