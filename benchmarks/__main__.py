@@ -1,6 +1,7 @@
 """Builds and simulates the example networks and prints what they cost: ``python -m benchmarks [--only NAME] [--images N]``.
 
-Each row's figures are kept in ``benchmarks/results/<net>-<board>.json``; ``--kept`` prints those again without building.
+Each row's figures are kept in ``benchmarks/results/<net>-<board>-<code>.json``; ``--kept`` prints those again without building, and
+``--picture`` draws ``docs/occupancy.png`` from the reference's activity.
 """
 
 from __future__ import annotations
@@ -9,37 +10,77 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-CASES = (("mnist_mlp", "ulx3s-85f"), ("digits_mlp", "icebreaker"), ("digits_mlp", "ulx3s-12f"))
 
 
-def measure(net: str, board: str, images: int) -> dict[str, Any]:
-    """One build with its proof by simulation, as the command line's JSON, without what differs from run to run by name only."""
-    command = [sys.executable, "-m", "rtl_gen", "build", "--net", f"examples/{net}.pt", "--board", board, "--prove", str(images), "--json"]
+@dataclass(frozen=True)
+class Case:
+    """One build: ``options`` of ``python -m rtl_gen build``; ``goal``: cycles between images that it is to stay below."""
+
+    net: str
+    board: str
+    code: str
+    options: tuple[str, ...] = ()
+    goal: int | None = None
+
+    @property
+    def kept(self) -> Path:
+        return RESULTS / f"{self.net}-{self.board}-{self.code}.json"
+
+
+CASES = (
+    Case("mnist_mlp", "ulx3s-85f", "count", ("--lanes", "hidden=128x8"), 250),
+    Case("mnist_mlp", "ulx3s-85f", "spike", (), 700),
+    Case("mnist_cnn_avg", "ulx3s-85f", "count", (), 2500),
+    Case("mnist_cnn_avg", "ulx3s-85f", "spike", (), 12_000),
+    Case("mnist_cnn_max", "ulx3s-85f", "count", (), 2500),
+    Case("mnist_cnn_max", "ulx3s-85f", "spike", (), 12_000),
+    Case("mnist_resnet", "ulx3s-85f", "count"),
+    Case("lenet_up5k", "icebreaker", "count"),
+    Case("digits_mlp", "icebreaker", "spike"),
+)
+
+
+def measure(case: Case, images: int) -> dict[str, Any]:
+    """One build with its proof by simulation, as the command line's JSON."""
+    command = [sys.executable, "-m", "rtl_gen", "build", "--net", f"examples/{case.net}.pt", "--board", case.board, "--code", case.code]
+    command += [*case.options, "--prove", str(images), "--json"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{net} on {board}: exit status {done.returncode}")
+        raise SystemExit(f"{case.net} on {case.board}, {case.code} code: exit status {done.returncode}")
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 
-def row(said: dict[str, Any]) -> list[str]:
-    """A line of the table."""
+HEAD = (
+    "net", "board", "code", "cycles (plan)", "goal", "bound", "of it", "latency", "MHz", "images/s", "LUT4 (plan)", "RAMs", "DSPs",
+    "build s", "sim s",
+)  # fmt: skip
+
+
+def row(case: Case, said: dict[str, Any]) -> list[str]:
+    """A line of the table; the bound is the larger of the plan's adders' and memory's and that of the events, see `rtl_gen.limits`."""
     plan, build, sim = said["plan"], said["build"], said["sim"]
     cycles, predicted = sim["cycles"]["median"], plan["prediction"]["interval"]
     lut4, estimated = build["utilisation"]["LUT4"][0], plan["resources"]["lut4"]
+    bound = max(plan["limits"]["plan"], plan["limits"]["events"])
     return [
         plan["net"],
         build["board"],
-        f"{cycles:g} ({predicted / cycles - 1:+.0%})",
-        f"{sim['latency']['median']:g}",
+        case.code,
+        f"{cycles:,g} ({predicted / cycles - 1:+.0%})",
+        "" if case.goal is None else f"{case.goal:,}",
+        f"{bound:,.0f}",
+        f"{bound / cycles:.0%}",
+        f"{sim['latency']['median']:,g}",
         f"{build['sync_mhz']:.1f}",
         f"{build['sync_mhz'] * 1e6 / cycles:,.0f}",
-        f"{lut4} ({estimated / lut4 - 1:+.0%})",
+        f"{lut4:,} ({estimated / lut4 - 1:+.0%})",
         str(build["utilisation"]["block RAM"][0]),
         str(build["utilisation"]["DSP"][0]),
         f"{sum(build['seconds'].values()):.0f}",
@@ -50,19 +91,24 @@ def row(said: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", help="a network's name")
-    parser.add_argument("--images", type=int, default=200, help="images simulated (default 200)")
+    parser.add_argument("--code", choices=("spike", "count"), help="only this code")
+    parser.add_argument("--images", type=int, default=50, help="images simulated (default 50)")
     parser.add_argument("--kept", action="store_true", help="print kept results, build nothing")
+    parser.add_argument("--picture", action="store_true", help="draw docs/occupancy.png and nothing else")
     options = parser.parse_args()
+    if options.picture:
+        from benchmarks.occupancy import draw
+
+        draw(ROOT / "examples" / "mnist_cnn_avg.pt", ROOT / "docs" / "occupancy.png")
+        return
     RESULTS.mkdir(exist_ok=True)
-    head = ["net", "board", "cycles (plan)", "latency", "MHz", "images/s", "LUT4 (plan)", "RAMs", "DSPs", "build s", "sim s"]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for net, board in CASES:
-        kept = RESULTS / f"{net}-{board}.json"
-        if (options.only not in (None, net)) or (options.kept and not kept.exists()):
+    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
+    for case in CASES:
+        if options.only not in (None, case.net) or options.code not in (None, case.code) or (options.kept and not case.kept.exists()):
             continue
         if not options.kept:
-            kept.write_text(json.dumps(measure(net, board, options.images), indent=1))
-        print("| " + " | ".join(row(json.loads(kept.read_text()))) + " |", flush=True)
+            case.kept.write_text(json.dumps(measure(case, options.images), indent=1))
+        print("| " + " | ".join(row(case, json.loads(case.kept.read_text()))) + " |", flush=True)
 
 
 if __name__ == "__main__":

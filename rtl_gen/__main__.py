@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +52,54 @@ def main(debug: bool) -> None:
     """
 
 
-def _net(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt].")(
-        command
-    )
+@dataclass(frozen=True)
+class Planning:
+    """What the options of a verb ask of a plan; see `planning`."""
 
+    net_path: Path | None
+    board_name: str
+    data: Path | None
+    code: str
+    lanes: tuple[str, ...]
+    fastest: bool
+    target_fps: float | None
+    max_lut: str | None
+    max_share: float
 
-def _board(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--board", "board_name", default="ulx3s", show_default=True, help="A board; see `boards`.")(command)
+    def folder(self, net: Any, board: Any, tail: str = "") -> Path:
+        """Where a verb puts its files unless told otherwise."""
+        code = "" if self.code == "count" else f"-{self.code}"
+        return Path("build") / f"{net.name}-{board.name}{code}{tail}"
 
-
-def _data(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        help="Images: .npy, or .npz with 'images' [default: <net>_images.npz beside the network].",
-    )(command)
+    def again(self) -> str:
+        """The command that simulates this plan."""
+        words = [f"--net {self.net_path}"] * (self.net_path is not None) + [f"--code {self.code}"] * (self.code != "count")
+        return " ".join(["python -m rtl_gen sim", *words])
 
 
 def _planning(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Planning`, which ``command`` gets as one value."""
+
+    @functools.wraps(command)
+    def planned(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in fields(Planning)}
+        return command(Planning(**own), **options)
+
+    path = click.Path(path_type=Path)
     for option in (
-        click.option("--lanes", multiple=True, metavar="LAYER=N", help="Synapse lanes of a layer, instead of the planner's choice."),
-        click.option("--max-share", type=float, default=0.8, show_default=True, help="Share of the device that may be filled."),
+        click.option("--max-share", type=float, default=0.8, show_default=True, help="Share of the device's logic that may be filled."),
+        click.option("--max-lut", metavar="N|N%", help="LUT4s that may be filled instead: a number, or a share as in 60%."),
+        click.option("--target-fps", type=float, metavar="N", help="The smallest plan for N images a second, at 80 MHz (iCE40: 24)."),
         click.option("--fastest", is_flag=True, help="As fast as the device allows, whatever the area."),
-    ):
-        command = option(command)
-    return command
+        click.option("--lanes", multiple=True, metavar="LAYER=N[xM]", help="N synapse (and M neuron) lanes of a layer, not the planner's."),
+        click.option("--code", type=click.Choice(["count", "spike"]), default="count", show_default=True,
+                     help="Each neuron's count once, the fast one; or the published dynamics, spike by spike. The answer is the same."),
+        click.option("--data", type=path, help="Images: .npy, or .npz with 'images' [default: <net>_images.npz beside the network]."),
+        click.option("--board", "board_name", default="ulx3s", show_default=True, help="A board; see `boards`."),
+        click.option("--net", "net_path", type=path, help="A converted network [default: examples/mnist_mlp.pt]."),
+    ):  # fmt: skip
+        planned = option(planned)
+    return planned
 
 
 def _json(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,55 +107,39 @@ def _json(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @main.command()
-@_net
-@_board
-@_data
 @_planning
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to make [default: build/<net>-<board>].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make [default: build/<net>-<board>, of spike code -spike].")
 @click.option("--prove", type=click.IntRange(0), default=20, show_default=True, help="Images simulated against the reference first.")
 @click.option("--seeds", type=click.IntRange(1, 64), default=1, show_default=True, help="Placements to try; the fastest is kept.")
 @click.option("--baud", type=click.IntRange(1), default=1_000_000, show_default=True, help="Bits a second of the host link.")
 @_json
-def build(
-    net_path: Path | None,
-    board_name: str,
-    data: Path | None,
-    lanes: tuple[str, ...],
-    max_share: float,
-    fastest: bool,
-    out: Path | None,
-    prove: int,
-    seeds: int,
-    baud: int,
-    as_json: bool,
-) -> None:
+def build(planning: Planning, out: Path | None, prove: int, seeds: int, baud: int, as_json: bool) -> None:
     """Plan, prove by simulation, synthesise, route, and report.
 
     \b
     Examples:
       python -m rtl_gen build
       python -m rtl_gen build --net examples/digits_mlp.pt --board icebreaker
-      python -m rtl_gen build --net net.pt --board ulx3s-45f --fastest --seeds 4
+      python -m rtl_gen build --net examples/mnist_cnn_avg.pt --fastest --seeds 4
+      python -m rtl_gen build --net net.pt --board ulx3s-45f --target-fps 5000 --code spike
     """
-    import boards
     from boards.top import BoardTop, link_spec
     from rtl_gen import tools
     from rtl_gen.build import build as build_bitstream
     from rtl_gen.gates.core import Core
     from rtl_gen.report import summary
 
-    board = boards.get(board_name)
-    net, plan, images, labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    net, board, plan, images, labels = _plan(planning)
     link = link_spec(plan, board.source_hz, baud)
     if prove:
         tools.verilator_environment()
-    out = out or Path("build") / f"{net.name}-{board.name}"
+    out = out or planning.folder(net, board)
     sim = None
     with _progress(as_json) as progress:
         if prove:
             progress(f"simulating {min(prove, len(images))} images against the reference")
             sim = _simulate(net, plan, images[:prove], out.with_name(f"{out.name}-sim"))
-            _equal(sim, net_path)
+            _equal(sim, planning)
         result = build_bitstream(
             BoardTop(Core(plan.spec), link, board.leds),
             board,
@@ -146,12 +155,19 @@ def build(
         return
     _table(f"{net.name} on {board.name}", summary(plan, result.as_json(), said))
     click.echo(f"bitstream: {out / result.bitstream.name}\nreport:    {out / 'report.html'}")
+    if plan.spram:
+        weights = out / f"{net.name}.weights.bin"
+        click.echo(f"weights:   {weights}, read from flash: iceprog {out / result.bitstream.name} && iceprog -o 1M {weights}")
 
 
 def _keep(work: Path, net: Any, plan: Any, built: Any, sim: Any, images: Any, labels: Any) -> None:
-    """The parts of a build folder that are not the tools': network, plan, simulation and report."""
+    """The parts of a build folder that are not the tools': network, plan, weights that are loaded, simulation and report."""
+    from rtl_gen.gates.core import weight_words
+    from rtl_gen.gates.flash import flash_bytes
     from rtl_gen.report import write_report
 
+    if words := weight_words(plan.spec):
+        (work / f"{net.name}.weights.bin").write_bytes(flash_bytes(words))
     net.save(work / "net.pt")
     (work / "plan.json").write_text(json.dumps(plan.as_json(), indent=2))
     if sim:
@@ -160,81 +176,78 @@ def _keep(work: Path, net: Any, plan: Any, built: Any, sim: Any, images: Any, la
 
 
 @main.command()
-@_net
-@_board
-@_data
 @_planning
 @_json
-def plan(
-    net_path: Path | None, board_name: str, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, as_json: bool
-) -> None:
-    """Lanes, memories, widths, cost and speed of a network on a board, without building it.
+def plan(planning: Planning, as_json: bool) -> None:
+    """Lanes, memories, widths, cost and speed of a network on a board, what holds it, and how near that is to what is possible.
 
     \b
     Examples:
       python -m rtl_gen plan --board icebreaker --net examples/digits_mlp.pt
-      python -m rtl_gen plan --lanes 1=64 --json
+      python -m rtl_gen plan --net examples/mnist_cnn_avg.pt --target-fps 20000 --max-lut 60%
+      python -m rtl_gen plan --lanes hidden=64x4 --json
     """
-    import boards
     from rtl_gen.report import summary
 
-    board = boards.get(board_name)
-    net, made, _images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    net, board, made, _images, _labels = _plan(planning)
     if as_json:
         click.echo(json.dumps(made.as_json()))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "kind", "inputs", "outputs", "bits", "lanes", "neuron lanes", "passes", "memories")
+    table = Table("layer", "kind", "from", "to", "bits", "lanes", "neurons", "passes", "products", "RAMs")
     for layer in made.layers:
-        memories = "\n".join(f"{memory.name}: {memory.rows} x {memory.bits}, {memory.place}" for memory in layer.memories)
-        numbers = (layer.inputs, layer.outputs, layer.weight_bits, layer.synapse_lanes, layer.neuron_lanes, layer.passes)
-        table.add_row(layer.name, layer.kind, *map(str, numbers), memories)
-    Console().print(table)
+        maps = ("x".join(map(str, shape)) for shape in (layer.source, layer.target))
+        bits, products = "/".join(map(str, layer.weight_bits)), "" if layer.multiplier == "none" else layer.multiplier
+        numbers = (layer.synapse_lanes or "", layer.neuron_lanes, layer.passes or "", products, sum(m.blocks for m in layer.memories))
+        table.add_row(layer.name, layer.kind, *maps, bits, *map(str, numbers))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    for layer in made.layers:
+        memories = [f"{memory.name} {memory.rows} x {memory.bits} ({memory.place})" for memory in layer.memories]
+        click.echo(f"  {layer.name}: {', '.join(memories)}")
     _table(f"{net.name} on {board.name} (estimated)", summary(made, None, None))
 
 
 @main.command()
-@_net
-@_board
-@_data
 @_planning
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [default: build/<net>.v].")
-def verilog(
-    net_path: Path | None, board_name: str, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, out: Path | None
-) -> None:
+def verilog(planning: Planning, out: Path | None) -> None:
     """The core as Verilog with AXI4-Stream ports, for your own SoC; lanes are planned for the board's device.
 
     \b
     Examples:
       python -m rtl_gen verilog --net net.pt --out casc.v
     """
-    import boards
     from rtl_gen.data import write_text
     from rtl_gen.gates.axi import AxiCore
+    from rtl_gen.gates.core import weight_words
+    from rtl_gen.report import maps_of
     from rtl_gen.verilog import to_verilog
 
-    net, made, _images, _labels = _plan(net_path, boards.get(board_name), data, lanes, max_share, fastest, None)
+    net, _board, made, _images, _labels = _plan(planning)
     module = f"casc_{net.name.replace('-', '_')}"
     out = out or Path("build") / f"{net.name}.v"
     _folder(out.parent)
-    pixels = made.spec.pixels
-    sizes = " - ".join(map(str, [net.inputs, *(layer.outputs for layer in net.layers)]))
+    pixels, logits = made.spec.pixels, prod(net.shapes[net.readout.name])
     header = [
-        f"// {net.name}: {sizes}, T = {net.levels}, digest {made.digest}",
+        f"// {net.name}: {maps_of(made)}, T = {net.levels}, {made.code} code, digest {made.digest}",
         f"// s_axis: {pixels.size} pixels of 0..{pixels.maximum}, {pixels.beat} bytes a transfer, first pixel lowest; tlast ends an image.",
-        f"// m_axis: {net.readout.outputs} sums (two's complement; logit = sum / {net.levels * (net.readout.scale or 1):g}), class,",
+        "//         Order: by y, x, and channel innermost; the sums likewise.",
+        f"// m_axis: {logits} sums (two's complement; logit = sum / {net.levels * (net.readout.scale or 1):g}), class,",
         "//         status (15:0 sleep steps, 30 malformed image, 31 not settled), cycles; tlast on the last word.",
     ]
+    if words := weight_words(made.spec):
+        weights = out.with_suffix(".weights.hex")
+        write_text(weights, "".join(f"{word:04x}\n" for word in words))
+        header.append(
+            f"// s_axis_weights: the {len(words)} words of {weights.name} in order, once, before any pixel is taken; tlast with the last."
+        )
     write_text(out, "\n".join(header) + "\n" + to_verilog(AxiCore(made.spec), module))
     click.echo(f"{out}: module {module}")
 
 
 @main.command()
-@_net
-@_board
-@_data
 @_planning
 @click.option("--images", "count", type=click.IntRange(1), default=20, show_default=True, help="How many images.")
 @click.option("--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator", show_default=True)
@@ -246,34 +259,19 @@ def verilog(
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-sim].")
 @_json
 def sim(
-    net_path: Path | None,
-    board_name: str,
-    data: Path | None,
-    lanes: tuple[str, ...],
-    max_share: float,
-    fastest: bool,
-    count: int,
-    simulator: str,
-    stall: float,
-    seed: int,
-    vcd: Path | None,
-    work: Path | None,
-    as_json: bool,
+    planning: Planning, count: int, simulator: str, stall: float, seed: int, vcd: Path | None, work: Path | None, as_json: bool
 ) -> None:
-    """Hold the gates to the reference: every spike of every layer in every step, every logit and the class.
+    """Hold the gates to the reference: every count (with --code spike every spike in every step) of every neuron, every logit, the class.
 
     \b
     Examples:
       python -m rtl_gen sim --images 200
       python -m rtl_gen sim --net examples/digits_mlp.pt --board icebreaker --stall 0.3 --json
     """
-    import boards
-
-    board = boards.get(board_name)
     if vcd is not None and simulator != "verilator":
         raise CascError(f"vcd: {simulator} does not write one here; use verilator")
-    net, made, images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, count)
-    work = work or Path("build") / f"{net.name}-{board.name}-sim"
+    net, board, made, images, _labels = _plan(planning, count)
+    work = work or planning.folder(net, board, "-sim")
     if vcd is not None:
         _folder(vcd.parent)
     with _progress(as_json) as progress:
@@ -282,22 +280,22 @@ def sim(
     if as_json:
         click.echo(json.dumps(result.as_json()))
     else:
-        steps = result.sleep_steps
+        spiking, steps = made.code == "spike", result.sleep_steps
         spread = "min {0.min}, median {0.median:g}, max {0.max}"
         _table(
-            f"{net.name} on {simulator}, lanes planned for {board.name}",
+            f"{net.name} in {made.code} code on {simulator}, lanes planned for {board.name}",
             [
                 ("images", str(result.images)),
-                ("spikes compared", f"{result.spikes_compared:,}"),
+                ("spikes compared" if spiking else "counts compared", f"{result.spikes_compared:,}"),
                 ("mismatches", str(result.mismatches)),
                 ("cycles per image, back to back", spread.format(result.cycles)),
                 ("latency in cycles, one at a time", spread.format(result.latency)),
                 ("predicted (median)", f"{made.prediction.interval:g} between images, {made.prediction.latency:g} latency"),
-                ("sleep steps", spread.format(steps)),
+                *[("sleep steps", spread.format(steps))] * spiking,
                 ("compiling, running", f"{result.compile_seconds} s, {result.run_seconds} s"),
             ],
         )
-    _equal(result, net_path)
+    _equal(result, planning)
 
 
 @main.command()
@@ -327,13 +325,23 @@ def report(folder: Path | None) -> None:
 
     net = IntegerNet.load(folder / "net.pt")
     images, labels, _where = load_images(net, None, DEFAULT_NET.with_name(f"{net.name}.pt"))
-    try:
-        choice = [(lane["synapses"], lane["neurons"]) for lane in said["plan"]["lanes"]], said["plan"]["beat"]
-    except (KeyError, TypeError) as error:
-        raise CascError(f"{folder / 'plan'}.json: has no {error}; build again") from error
+    from rtl_gen.lower import Lanes
     from rtl_gen.plan import plan_of
 
-    made = plan_of(net, boards.get(said["build"]["board"]).budget, *choice, images=images)
+    try:
+        lanes = [Lanes(**lane) for lane in said["plan"]["lanes"]]
+        made = plan_of(
+            net,
+            boards.get(said["build"]["board"]).budget,
+            lanes,
+            said["plan"]["beat"],
+            said["plan"]["code"],
+            said["plan"]["queue"],
+            said["plan"]["spram"],
+            images=images,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CascError(f"{folder / 'plan'}.json: of another release, or damaged ({error!r}); build again") from error
     write_report(folder, net, made, images=images, labels=labels, build=said["build"], sim=said.get("sim"))
     click.echo(str(folder / "report.html"))
 
@@ -367,11 +375,11 @@ def list_boards(as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--model", "factory", required=True, metavar="FILE.py:FUNCTION", help="Your function that returns the nn.Sequential.")
+@click.option("--model", "factory", required=True, metavar="FILE.py:FUNCTION", help="Your function that returns the torch.nn.Module.")
 @click.option("--weights", type=click.Path(path_type=Path), help="state_dict saved with torch.save.")
-@click.option("--shape", required=True, help="One image, for example 28x28.")
+@click.option("--shape", required=True, help="One image, for example 28x28, or 3x32x32 (channels first).")
 @click.option("--input-max", type=click.IntRange(1, 255), default=255, show_default=True, help="The pixel that stands for 1.0.")
-@click.option("--bits", default="8", show_default=True, help="Weight bits: one number, or LAYER=N,LAYER=N.")
+@click.option("--bits", default="8", show_default=True, help="Weight bits: one number, or MODULE=N,MODULE=N [others: 8].")
 @click.option("--mean", default="0", show_default=True, help="Input normalisation: one number, or one per channel, by commas.")
 @click.option("--std", default="1", show_default=True, help="Likewise.")
 @click.option("--levels", type=int, help="T, where the model has plain ReLU.")
@@ -397,11 +405,12 @@ def convert(
     name: str | None,
     out: Path,
 ) -> None:
-    """Turn a trained torch.nn.Sequential into integers.
+    """Turn a trained PyTorch network into integers: any module that torch.fx can trace.
 
     \b
     Examples:
       python -m rtl_gen convert --model my.py:make_net --weights my_weights.pt --shape 28x28 --out my.pt
+      python -m rtl_gen convert --model my.py:make_resnet --weights w.pt --shape 3x32x32 --bits conv1=8,fc=8
       python -m rtl_gen convert --model my.py:make_relu_net --weights w.pt --shape 8x8 --levels 16 --calibrate train.npy
     """
     from casc_hw.conversion import convert as convert_model
@@ -460,7 +469,7 @@ def run(port: str, net_path: Path | None, baud: int, timeout: float, count: int 
         network = IntegerNet.load(net_path)
     array = load_array(images)
     with Host(port, baud=baud, timeout=timeout, network=network) as host:
-        array = array[None] if array.shape == host.info.input_shape else array
+        array = array[None] if host.info.input_shape in (array.shape, (1, *array.shape)) else array
         answers = []
         for index, answer in enumerate(host.run_all(array[:count])):
             plain = {
@@ -479,26 +488,12 @@ def run(port: str, net_path: Path | None, baud: int, timeout: float, count: int 
 
 
 @main.command()
-@_net
-@_board
-@_data
 @_planning
 @click.option("--link", "symlink", type=click.Path(path_type=Path), help="Make this a symbolic link to the terminal.")
 @click.option("--mhz", type=click.FloatRange(1), default=80.0, show_default=True, help="The core's clock, beside the oscillator's.")
 @click.option("--baud", type=click.IntRange(1), default=1_000_000, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-board].")
-def serve(
-    net_path: Path | None,
-    board_name: str,
-    data: Path | None,
-    lanes: tuple[str, ...],
-    max_share: float,
-    fastest: bool,
-    symlink: Path | None,
-    mhz: float,
-    baud: int,
-    work: Path | None,
-) -> None:
+def serve(planning: Planning, symlink: Path | None, mhz: float, baud: int, work: Path | None) -> None:
     """The whole board, UART pins and all, in Verilator behind a pseudo-terminal, until Ctrl-C.
 
     \b
@@ -506,15 +501,13 @@ def serve(
       python -m rtl_gen serve --net examples/digits_mlp.pt --link /tmp/board &
       python -m rtl_gen run --port /tmp/board examples/digits_mlp_images.npz
     """
-    import boards
     from boards.top import link_spec
     from rtl_gen.gates.core import Core
     from sim.virtual_board import build_virtual_board, running
 
-    board = boards.get(board_name)
-    net, made, _images, _labels = _plan(net_path, board, data, lanes, max_share, fastest, None)
+    net, board, made, _images, _labels = _plan(planning)
     spec = link_spec(made, board.source_hz, baud)
-    work = work or Path("build") / f"{net.name}-{board.name}-board"
+    work = work or planning.folder(net, board, "-board")
     with _progress(False) as progress:
         progress(f"compiling the virtual {board.name}")
         executable = build_virtual_board(Core(made.spec), spec, work, int(board.source_hz), int(mhz * 1e6))
@@ -536,25 +529,28 @@ def _wait() -> None:
         click.echo("", err=True)
 
 
-def _plan(
-    net_path: Path | None, board: Any, data: Path | None, lanes: tuple[str, ...], max_share: float, fastest: bool, count: int | None
-) -> tuple[Any, Any, Any, Any]:
-    """Network, plan, images and labels for a verb's options."""
+def _plan(planning: Planning, count: int | None = None) -> tuple[Any, Any, Any, Any, Any]:
+    """Network, board, plan, images (the first ``count``) and labels for a verb's options."""
     import torch
 
+    import boards
     from casc_hw.network import IntegerNet
     from rtl_gen.data import DEFAULT_NET, load_images
-    from rtl_gen.plan import make_plan
+    from rtl_gen.plan import Options, make_plan
 
+    board = boards.get(planning.board_name)
+    lanes, max_lut = dict(_lanes(planning.lanes)), _luts(planning.max_lut, board.budget.lut4)
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    net_path = net_path or DEFAULT_NET
+    net_path = planning.net_path or DEFAULT_NET
     net = IntegerNet.load(net_path)
-    images, labels, where = load_images(net, data, net_path)
+    images, labels, where = load_images(net, planning.data, net_path)
     if count is not None and count > len(images):
         raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
-    fixed = dict(_pairs("lanes", lanes))
-    made = make_plan(net, board.budget, images=images, lanes=fixed, max_share=max_share, fastest=fastest)
-    return net, made, images[:count], None if labels is None else labels[:count]
+    code: Any = planning.code
+    options = Options(code, lanes, planning.max_share, max_lut, planning.fastest, planning.target_fps)
+    larger = {other.name: other.budget for other in boards.all_boards()}
+    made = make_plan(net, board.budget, options, images=images, larger=larger)
+    return net, board, made, images[:count], None if labels is None else labels[:count]
 
 
 def _simulate(net: Any, plan: Any, images: Any, work: Path, **options: Any) -> Any:
@@ -563,14 +559,32 @@ def _simulate(net: Any, plan: Any, images: Any, work: Path, **options: Any) -> A
     return run_bench(net, plan.spec, images, work, **options)
 
 
-def _equal(result: Any, net_path: Path | None) -> None:
+def _equal(result: Any, planning: Planning) -> None:
     """A mismatch is an error."""
     if result.mismatches:
-        command = f"python -m rtl_gen sim --net {net_path}" if net_path else "python -m rtl_gen sim"
         raise CascError(
             f"simulation: {result.mismatches} mismatches with the reference, the first: {result.messages[0]}; "
-            f"repeat with `{command}` and report it"
+            f"repeat with `{planning.again()}` and report it"
         )
+
+
+def _lanes(texts: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int | None]]]:
+    for text in texts:
+        name, _, lanes = text.rpartition("=")
+        synapses, _, neurons = lanes.partition("x")
+        if not name or not synapses.isdigit() or not (neurons.isdigit() or "x" not in lanes):
+            raise click.UsageError(f"--lanes: {text!r} is not LAYER=N or LAYER=NxM")
+        yield name, (int(synapses), int(neurons) if neurons else None)
+
+
+def _luts(text: str | None, available: int) -> int | None:
+    """LUT4s that ``text`` allows."""
+    if text is None:
+        return None
+    try:
+        return int(float(text[:-1]) / 100 * available) if text.endswith("%") else int(text)
+    except (ValueError, OverflowError):
+        raise click.UsageError(f"--max-lut: {text!r} is not a number, nor a share as in 60%") from None
 
 
 def _pairs(option: str, texts: Any) -> Iterator[tuple[str, int]]:

@@ -79,10 +79,14 @@ class _Flow:
     resources: dict[str, str]
 
 
+_UNINITIALISED = r"delete t:$meminit_v2 r:MEMID=\spram %i"
+"""Drops the contents of memories called ``spram`` (see `rtl_gen.gates.spram`): SPRAM has none, and yosys would not use it."""
+
 _FLOWS = {
     "ecp5": _Flow(
         ("yosys", "nextpnr-ecp5", "ecppack"),
-        "synth_ecp5 -top top",
+        # Purged: with all of the names, yosys 0.70 fails an assertion after ABC for some designs.
+        "synth_ecp5 -top top -run begin:map_luts\nopt_clean -purge\nsynth_ecp5 -top top -run map_luts:",
         ("--lpf", "top.lpf"),
         "textcfg",
         "config",
@@ -92,7 +96,7 @@ _FLOWS = {
     ),
     "ice40": _Flow(
         ("yosys", "nextpnr-ice40", "icepack"),
-        "synth_ice40 -device u -dsp -top top",
+        f"{_UNINITIALISED}\nsynth_ice40 -device u -dsp -top top",
         ("--pcf", "top.pcf"),
         "asc",
         "asc",

@@ -1,143 +1,808 @@
-"""How many cycles an image takes: a bound, and a prediction from what the reference says of it."""
+"""How many cycles an image takes: a bound, and a prediction from what the reference says of it.
+
+The prediction follows a step pixel by pixel through the parts of a core. Each part is a server that takes its work in order:
+
+    end[k] = max(end[k-1], ready[k]) + work[k],  so  end[k] = W[k] + max over j <= k of (ready[j] - W[j-1]),  W = sum of work
+
+(a recurrence in the max-plus algebra: Baccelli, Cohen, Olsder, Quadrat, "Synchronization and Linearity", 1992), where ``ready`` is
+when the part before it has sent, and when the queue behind it has room. All images, or all wakes with their sleep, go side by side.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any, Literal
 
-from casc_hw.network import IntegerNet
-from casc_hw.reference import simulate
-from rtl_gen.gates.core import CoreSpec
-from rtl_gen.gates.neurons import LATENCY
-from rtl_gen.gates.synapses import SynapsesSpec
+import numpy as np
 
-SEND = 5
-"""Cycles from one chunk of a pass to the next, where a pass has several: through the synapses' pipeline and back."""
-VOLLEY = 1
-"""Cycles from a volley's entry into its queue to its first event."""
+from casc_hw.network import IMAGE, IntegerNet, MapShape, Pool
+from casc_hw.reference import events_of, quantised_ann, simulate
+from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
+from rtl_gen.gates.neurons import LATENCY, VOLLEYS, NeuronSpec
+from rtl_gen.gates.pools import PoolSpec
+from rtl_gen.gates.synapses import CREDITS
+from rtl_gen.gates.walk import Geometry
+
+Array = Any
+"""A numpy array of int64 unless told otherwise."""
+BEATS = (1, 2, 4, 8)
+"""Pixels a transfer that a plan may choose."""
+BATCH = 1 << 25
+"""Spikes kept at a time while activity is measured."""
+SWEEPS = 4
+"""Times a step is gone through at most: once for what comes down the core, again for the queues that were full."""
+NEVER = -(1 << 60)
+"""Before all time."""
+CACHED = 128 << 20
+"""Bytes of intermediate results that are kept from one prediction to the next."""
+
+READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, DIFFERENCE = 1, 2, 1, 1, 1, 1, 1
+"""Cycles from one part to the next beside its own, and beside the stages of the synapses' and the neurons' pipelines."""
+HELD = 2
+"""Events that a register in front of the walk, and one behind the pixel reader, hold."""
+LINE = 2
+"""Cycles of a pool beside those of its windows, for a row of them."""
+RESULT = 4
+"""Cycles of the read-out for a result beside those of the sums."""
+VERDICT, AGAIN = 2, 3
+"""Cycles from the read-out's last chunk of a sleep step until the neurons can have a sleep step that it lets in; the next wake."""
+ROUND = 16
+"""Cycles a chunk takes from where there was room for it to where there is room again, in a part that does nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activity:
     """The work one image makes.
 
     Attributes
     ----------
-    pixels: pixels that are not zero.
-    beats: cycles the pixel reader needs for them, by beat width 1, 2, 4, ... (each beat max(1, its pixels that are not zero)).
-    events: per spiking layer, per step: spikes emitted.
-    wakes: per step: whether it is a wake step.
+    pixels: bool (inputs,), in wire order: whether a pixel is not zero.
+    events: by layer and pool, (steps, height * width): how many of a pixel's channels send an event; of a map of one pixel,
+        (steps, channels): which do. In count code, one step.
+    wakes: bool (steps,): whether it is a wake step.
     """
 
-    pixels: int
-    beats: dict[int, int]
-    events: tuple[tuple[int, ...], ...]
-    wakes: tuple[bool, ...]
+    pixels: Array
+    events: dict[str, Array]
+    wakes: Array
+
+    def beats(self, width: int) -> Array:
+        """Cycles that the pixel reader needs for each beat of ``width`` pixels."""
+        padded = np.zeros((-(-len(self.pixels) // width), width), dtype=bool)
+        padded.reshape(-1)[: len(self.pixels)] = self.pixels
+        return np.maximum(padded.sum(1), 1)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Cycles between images (median over those after the first), and of one image alone."""
+    """Cycles between images (median over those after the first), and of one image alone (median).
+
+    ``busy``: by part of the core, cycles of an image in which it is at work (median): the largest is a bound on the interval.
+    """
 
     interval: float
     latency: float
+    busy: dict[str, float] = field(default_factory=dict)
 
 
-FILL = 7
-"""Cycles from an image's last event into the synapses to its current's last chunk out of them."""
-BEATS = (1, 2, 4, 8)
-"""Pixels a transfer that a plan may choose."""
-
-
-def measure(net: IntegerNet, images: object) -> list[Activity]:
+def measure(net: IntegerNet, images: Any, code: Literal["spike", "count"]) -> list[Activity]:
     """The activity of real images, by the reference."""
-    pixels = net.check_images(images)  # type: ignore[arg-type]
-    trace = simulate(net, pixels.reshape(len(pixels), *net.input_shape))
-    counts = [spikes.ne(0).sum(2) for spikes in trace.spikes]
+    pixels = net.check_images(images)
+    neurons = sum(prod(net.shapes[layer.name]) for layer in net.spiking)
+    size = max(BATCH // (neurons * (1 if code == "count" else 3 * net.levels) * 8), 1)
+    found: list[Activity] = []
+    for first in range(0, len(pixels), size):
+        batch = pixels[first : first + size]
+        batch = batch.reshape(len(batch), *net.input_shape)
+        found += (_counted if code == "count" else _traced)(net, batch, _present(net, batch))
+    return found
+
+
+def _present(net: IntegerNet, batch: Any) -> Array:
+    maps = batch.reshape(len(batch), *net.shapes[IMAGE]).ne(0)
+    return maps.movedim(1, -1).flatten(1).numpy()
+
+
+def _counted(net: IntegerNet, batch: Any, pixels: Array) -> list[Activity]:
+    counts = quantised_ann(net, batch).counts
+    events = {node.name: _places(events_of(net, node.name, counts)) for node in net.nodes[:-1]}
+    wakes = np.ones(1, dtype=bool)
+    return [Activity(image, {name: found[index, None] for name, found in events.items()}, wakes) for index, image in enumerate(pixels)]
+
+
+def _places(events: Any) -> Array:
+    """Maps (..., C, H, W) of events as `Activity.events` has them."""
+    present = events.ne(0)
+    if prod(events.shape[-2:]) > 1:
+        present = present.sum(-3)
+    return present.flatten(len(events.shape) - 3).numpy()
+
+
+def _traced(net: IntegerNet, batch: Any, pixels: Array) -> list[Activity]:
+    trace = simulate(net, batch)
+    pooled = any(isinstance(node, Pool) for node in net.nodes)
+    counts = [spikes.cumsum(0) for spikes in trace.spikes] if pooled else []
+    events = {}
+    for node in net.nodes[:-1]:
+        if isinstance(node, Pool):
+            so_far = events_of(net, node.name, counts)
+            so_far[1:] -= so_far[:-1].clone()
+        else:
+            so_far = trace.spikes[net.spiking.index(node)]
+            so_far = so_far.reshape(*so_far.shape[:2], *net.shapes[node.name])
+        events[node.name] = _places(so_far)
     result = []
     for index, image in enumerate(pixels):
-        steps = trace.steps(index)
-        present = image.ne(0)
-        beats = {}
-        for width in BEATS:
-            padded = present.new_zeros(-(-len(present) // width) * width)
-            padded[: len(present)] = present
-            beats[width] = int(padded.reshape(-1, width).sum(1).clamp(min=1).sum())
-        result.append(
-            Activity(
-                int(present.sum()), beats, tuple(tuple(count[steps, index].tolist()) for count in counts), tuple(trace.wake[steps].tolist())
-            )
-        )
+        steps = trace.steps(index).numpy()
+        mine = {name: found[steps, index] for name, found in events.items()}
+        result.append(Activity(image, mine, trace.wake.numpy()[steps]))
     return result
 
 
-def assume(net: IntegerNet) -> list[Activity]:
-    """Without images: a quarter of the pixels and of the possible spikes, evenly spread, and a silent step for each layer."""
-    pixels = -(-net.inputs // 4)
-    per_step = tuple(-(-layer.outputs // 4) for layer in net.spiking)
-    sleeps = len(net.spiking) if net.sleep is None else min(net.sleep, len(net.spiking))
-    beats = {width: max(pixels, -(-net.inputs // width)) for width in BEATS}
-    events = tuple((count,) * net.levels + (0,) * sleeps for count in per_step)
-    return [Activity(pixels, beats, events, (True,) * net.levels + (False,) * sleeps)] * 3
+def assume(net: IntegerNet, code: Literal["spike", "count"]) -> list[Activity]:
+    """Without images: a quarter of the pixels and of the possible events, evenly spread, and a silent step for each layer."""
+
+    def quarter(size: int, each: int) -> Array:
+        return np.diff(np.arange(size + 1) * each // 4)
+
+    wakes = np.ones(1, dtype=bool)
+    if code == "spike":
+        sleeps = len(net.spiking) if net.sleep is None else min(net.sleep, len(net.spiking))
+        blocks = [[True] * min(net.margin, net.levels - done) + [False] * sleeps for done in range(0, net.levels, net.margin)]
+        wakes = np.concatenate(blocks)
+    events = {}
+    for node in net.nodes[:-1]:
+        channels, height, width = net.shapes[node.name]
+        each = quarter(height * width, channels) if height * width > 1 else quarter(channels, 1)
+        events[node.name] = each * wakes[:, None]
+    return [Activity(quarter(net.inputs, 1) > 0, events, wakes)] * 3
 
 
 def predict(spec: CoreSpec, activities: Sequence[Activity]) -> Prediction:
     """Cycles of ``activities`` on ``spec``, images back to back, and alone."""
-    stages = [(_input(spec, activity), _steps(spec, activity)) for activity in activities]
-    taken = settled = 0
-    intervals = []
-    for entry, run in stages:
-        taken = max(taken + entry, settled)  # a second bank takes the next image's current while one plays
-        begin = max(taken + FILL, settled + 2)
-        intervals.append(begin + run - settled)
-        settled = begin + run
-    latency = median(entry + FILL + run for entry, run in stages)
-    return Prediction(median(intervals[1:]) if len(intervals) > 1 else latency, latency)
+    batch = _batch(tuple(activities), spec.counting)
+    every = np.arange(len(activities))
+    if spec.counting:
+        alone = _Flow(spec, batch.images, 1)
+        latencies = alone.run()[0]
+        verdicts = _Flow(spec, batch.images, len(activities)).run()[:, 0].tolist()
+        busy = alone.busy(every)
+    else:
+        alone, steps = _Flow(spec, batch.images, 1, entry=True), _Flow(spec, batch.blocks, batch.steps)
+        ends = steps.run()[batch.lengths - 1, np.arange(len(batch.lengths))] + AGAIN
+        played = np.bincount(batch.owner, ends).astype(np.int64)  # from an image's whole current to its last verdict
+        latencies = alone.run()[0] + played
+        verdicts = _settled(_Flow(spec, batch.images, len(activities), entry=True), played)
+        busy = alone.busy(every) | steps.busy(batch.owner)
+    latency = float(np.median(latencies))
+    return Prediction(float(np.median(np.diff(verdicts))) if len(verdicts) > 1 else latency, latency, busy)
 
 
-def _passes(synapses: SynapsesSpec, events: int) -> int:
-    """Cycles of all passes after the first, and of sending every pass's chunks."""
-    if events == 0:
-        return 1
-    ratio = min(synapses.lanes // synapses.currents.lanes, synapses.currents.chunks)
-    return (synapses.passes - 1) * (events + 1) + synapses.passes * (1 + (ratio - 1) * SEND)
+def _settled(entry: _Flow, played: Array) -> list[int]:
+    """Last verdicts of images back to back. `WakeSleep` has two banks: an image's current waits until the one before the last has left."""
+    verdicts: list[int] = []
+
+    def begin(step: int, done: Array) -> Array:
+        if step:
+            verdicts.append(max(int(done[step - 1, 0]), verdicts[-1] if verdicts else 0) + int(played[step - 1]))
+        return np.full(1, verdicts[-2] if len(verdicts) > 1 else 0)
+
+    done = entry.run(begin)
+    begin(len(played), done)
+    return verdicts
 
 
-def _input(spec: CoreSpec, activity: Activity) -> int:
-    """From an image's first transfer to its whole current: pixel reader and synapses."""
-    return activity.beats[spec.pixels.beat] + 3 + _passes(spec.synapses[0], activity.pixels)
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """Steps whose work is known, by row: unit ``step * rows + row``. In count code, or on its way in, an image is a unit.
+
+    Attributes
+    ----------
+    events: by layer and pool, (units, pixels).
+    wakes: bool (units,).
+    activities: one a unit, where a unit is an image.
+    kept: intermediate results, the last used last.
+    """
+
+    events: dict[str, Array]
+    wakes: Array
+    activities: tuple[Activity, ...] = ()
+    kept: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives for ``key``, made once."""
+        if key not in self.kept:
+            self.kept[key] = make()
+            while sum(map(_bytes, self.kept.values())) > CACHED and len(self.kept) > 1:
+                self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+    def events_of(self, spec: CoreSpec, name: str) -> Array:
+        """Events of each piece of a node, `IMAGE` included, (units, pieces).
+
+        A piece is a pixel; of a map of one pixel a chunk, or if a pool follows or it is one, all; of an image that is a row, its pixels.
+        """
+        if name == IMAGE:
+            channels, height, width = spec.pixels.shape
+            channels = channels if height * width > 1 else 1
+            return self.keep((IMAGE, channels), lambda: np.stack([one.pixels.reshape(-1, channels).sum(1) for one in self.activities]))
+        found, volleys = self.events[name], spec.volleys(name)
+        if prod(volleys.shape[1:]) > 1:
+            return found
+        parts = volleys.parts if _chunked(spec, name) else 1
+        return self.keep((name, parts), lambda: np.pad(found, ((0, 0), (0, -found.shape[1] % parts))).reshape(len(found), parts, -1).sum(2))
 
 
-def _steps(spec: CoreSpec, activity: Activity) -> int:
-    """From the first wake step to the last step's verdict: each part of each layer in turn, as soon as it has its input and is free."""
-    scanned, encoded = [0] * len(spec.neurons), [0] * len(spec.neurons)
-    free = [0] * len(spec.neurons)  # when the next layer's synapses have finished their passes
-    read = 0
-    for step, wake in enumerate(activity.wakes):
-        arrived = read + 2 if wake and step and not activity.wakes[step - 1] else 0  # a wake after a sleep awaits its verdict
-        for index, neurons in enumerate(spec.neurons):
-            events, chunks = activity.events[index][step], neurons.currents.chunks
-            before = activity.events[index - 1][step] if index else 0
-            restless = step > 0 and activity.events[index][step - 1] > 0
-            quiet = not wake and before == 0
-            wait = LATENCY if chunks < LATENCY or quiet else 0
-            scanned[index] = max(arrived, scanned[index] + wait) + (1 if quiet and not restless else chunks)
-            first = scanned[index] - (chunks - 1) + LATENCY + VOLLEY  # chunks are scanned while the spikes of those before leave
-            encoded[index] = max(max(first, encoded[index], free[index]) + events, scanned[index] + LATENCY + VOLLEY + events // chunks) + 1
-            free[index] = encoded[index] + _passes(spec.synapses[index + 1], events)
-            arrived = free[index] + SEND + 1
-        read = max(arrived, read) + 2 * spec.readout.currents.chunks
-    return read + 2
+def _chunked(spec: CoreSpec, name: str) -> bool:
+    """Whether node ``name`` is followed chunk by chunk: one pixel, and no pool."""
+    node = spec.by_name[name]
+    if isinstance(node, PoolNode):
+        return False
+    shape = spec.readout.currents.shape if node.neurons is None else node.neurons.currents.shape
+    return prod(shape[1:]) == 1 and not spec.consumers[name][0]
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return _bytes(tuple(value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
+
+
+class _Batch:
+    """Activities side by side: ``images`` one a unit; in spike code ``blocks``, rows of a wake with its sleep, ``steps`` each.
+
+    ``owner``: image of each row; ``lengths``: its steps.
+    """
+
+    def __init__(self, activities: tuple[Activity, ...], counting: bool):
+        names = activities[0].events
+        events = {name: np.concatenate([one.events[name] for one in activities]) for name in names} if counting else {}
+        self.images = _Units(events, np.ones(len(activities), dtype=bool), activities)
+        if counting:
+            return
+        spans = []
+        for index, one in enumerate(activities):
+            starts = np.flatnonzero(one.wakes & ~np.append(False, one.wakes[:-1]))
+            spans += [(index, first, end) for first, end in zip(starts, [*starts[1:], len(one.wakes)], strict=True)]
+        self.owner = np.array([index for index, _, _ in spans])
+        self.lengths = np.array([end - first for _, first, end in spans])
+        self.steps = int(self.lengths.max())
+
+        def rows(each: Callable[[Activity], Array]) -> Array:
+            found = [each(activities[index])[first:end] for index, first, end in spans]
+            rows = np.zeros((self.steps, len(spans), *found[0].shape[1:]), dtype=found[0].dtype)
+            for row, (steps, length) in enumerate(zip(found, self.lengths, strict=True)):
+                rows[:length, row] = steps
+            return rows.reshape(-1, *rows.shape[2:])
+
+        self.blocks = _Units({name: rows(lambda one, name=name: one.events[name]) for name in names}, rows(lambda one: one.wakes))  # type: ignore[misc]
+
+
+_batch = lru_cache(maxsize=2)(_Batch)
+
+
+class _Flow:
+    """``units`` of a core on their way: ``steps`` one behind the other, rows of them independent of each other.
+
+    With ``entry``, as far as the current of the first layer; in spike code, else from there.
+    """
+
+    def __init__(self, spec: CoreSpec, units: _Units, steps: int, entry: bool = False):
+        self.spec, self.units, self.steps = spec, units, steps
+        self.rows = len(units.wakes) // steps
+        self.entry, self.played = entry, not entry and spec.schedule is not None
+        self.senders: dict[str, _Sender] = {}
+        self.layers: list[_Layer] = []
+        if not self.played:
+            self.reader = _Reader(self)
+            self.senders[IMAGE] = self.reader
+        for node in spec.layers[:1] if entry else spec.layers:
+            layer = _Layer(self, node)
+            self.layers.append(layer)
+            if layer.sender is not None:
+                self.senders |= dict.fromkeys(layer.sender.outputs, layer.sender)
+
+    def unit(self, step: int) -> slice:
+        """The units of ``step``."""
+        return slice(step * self.rows, (step + 1) * self.rows)
+
+    def keep(self, key: tuple[Hashable, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, which depends on how the units are arranged, and on ``key``."""
+        return self.units.keep((*key, self.steps, self.entry), make)
+
+    def run(self, begin: Callable[[int, Array], Array] | None = None) -> Array:
+        """When the last layer is done with each step, (steps, rows).
+
+        ``begin`` gives, for a step and what is known of those before it, when the first layer may begin (rows,).
+        """
+        done = np.full((self.steps, self.rows), NEVER)
+        for step in range(self.steps):
+            first = (begin or self._begin)(step, done)
+            before = None
+            for _ in range(SWEEPS):
+                if not self.played:
+                    self.reader.send(step, np.full((self.rows, self.reader.pieces), NEVER))
+                for layer in self.layers:
+                    done[step] = layer.step(step, first)
+                after = [int(layer.neurons.of(step).sum()) for layer in self.layers]
+                if after == before:
+                    break
+                before = after
+        return done
+
+    def _begin(self, step: int, done: Array) -> Array:
+        """At once; but a sleep step waits for the verdict on the one that is as many before it as may be under way."""
+        ahead = self.spec.schedule.depth + 1 if self.spec.schedule is not None else 0
+        if not self.played or step < ahead:
+            return np.zeros(self.rows, dtype=np.int64)
+        return np.where(self.units.wakes[self.unit(step)], 0, done[step - ahead] + VERDICT)
+
+    def busy(self, owner: Array) -> dict[str, float]:
+        """By part, cycles of work of an image (median); ``owner``: the image of each row."""
+        parts = {} if self.played else {"image": self.reader.work.total}
+        for layer in self.layers:
+            parts |= layer.works()
+        return {name: float(np.median(np.bincount(owner, work.reshape(self.steps, self.rows).sum(0)))) for name, work in parts.items()}
+
+
+class _Work:
+    """Work ``each`` (units, pieces) that a server takes in order, to which ``lost`` cycles are added; ``total`` (units,) without them."""
+
+    def __init__(self, each: Array, lost: Array | int = 0):
+        self.total = each.sum(1)
+        self.each = each + lost
+        self.upto = self.each.cumsum(1)
+        self.before = self.upto - self.each
+        self.nbytes = 3 * self.each.nbytes
+
+
+class _Server:
+    """Takes the pieces of ``work`` in order, each when it is ready and there is room for what comes of it.
+
+    ``ends`` (rows, 1 + steps * pieces): when each is done, after a first that never was.
+    """
+
+    def __init__(self, flow: _Flow, work: _Work, wait: Array | None = None):
+        self.flow, self.work, self.wait = flow, work, wait
+        self.pieces = work.each.shape[1]
+        self.ends = np.full((flow.rows, 1 + flow.steps * self.pieces), NEVER)
+        self.rooms: list[tuple[_Server, Array, Array, Array | None]] = []
+
+    def wait_for(self, later: _Server, room: tuple[Array, Array], extra: Array | int = 0, pieces: Array | None = None) -> None:
+        """``pieces`` (None: all) are done no earlier than there is ``room`` (see `_room`) before ``later``, and ``extra`` cycles."""
+        index, place = room
+        own = self.work.each if pieces is None else self.work.each[:, pieces]
+        rows = np.arange(len(index)) % self.flow.rows * later.ends.shape[1]
+        self.rooms.append((later, index + rows[:, None], place + extra - own, pieces))
+
+    def of(self, step: int) -> Array:
+        """The ends of ``step``."""
+        return self.ends[:, 1 + step * self.pieces : 1 + (step + 1) * self.pieces]
+
+    def serve(self, step: int, ready: Array) -> Array:
+        """When each piece is done, (rows, pieces), if it can begin when ``ready`` (overwritten)."""
+        unit = self.flow.unit(step)
+        for later, index, extra, pieces in self.rooms:
+            room = later.ends.reshape(-1)[index[unit]]
+            room += extra[unit]
+            if pieces is None:
+                np.maximum(ready, room, out=ready)
+            else:
+                ready[:, pieces] = np.maximum(ready[:, pieces], room)
+        free = self.ends[:, step * self.pieces] + (0 if self.wait is None else self.wait[unit])
+        ready -= self.work.before[unit]
+        np.maximum(ready[:, 0], free, out=ready[:, 0])
+        ends = self.of(step)
+        np.maximum.accumulate(ready, axis=1, out=ends)
+        ends += self.work.upto[unit]
+        return ends
+
+
+def _room(rows: int, given: Array, taken: Array, spent: Array, capacity: int) -> tuple[Array, Array]:
+    """What must have happened for a server to be rid of a piece, where ``capacity`` transfers fit between it and the next.
+
+    ``given``, ``taken`` (units, pieces): transfers of each piece of the one and of the other server; ``spent``: cycles in which the
+    other takes those of a piece. Returns, by piece of the first, how many pieces the other must have done, of all steps, and cycles then.
+    """
+    ends = _running(rows, taken)
+    wanted = _running(rows, given) - 1 - capacity
+    index, place = np.zeros_like(wanted), np.zeros_like(wanted)
+    for row in range(rows):
+        mine, want = np.append(0, ends[row::rows]), wanted[row::rows]
+        piece = (np.searchsorted(mine, want, side="right") - 1).clip(0)
+        index[row::rows] = piece
+        within, number, cycles = want - mine[piece] + 1, np.append(taken[row::rows], 1)[piece], np.append(spent[row::rows], 1)[piece]
+        place[row::rows] = np.where(want < 0, 0, cycles * within // np.maximum(number, 1))
+    return index, place
+
+
+def _running(rows: int, each: Array) -> Array:
+    """Sums over all pieces of a row up to each, (units, pieces)."""
+    steps = len(each) // rows
+    by_row = each.reshape(steps, rows, -1).swapaxes(0, 1).reshape(rows, -1).cumsum(1)
+    return by_row.reshape(rows, steps, -1).swapaxes(0, 1).reshape(len(each), -1)
+
+
+def _lost(work: Array, added: Array, limit: Array) -> Array:
+    """Cycles (units, pieces) that a busy server waits at each piece's end because no more than ``limit`` may wait behind it.
+
+    At a piece's end ``added`` work joins what waits for the next server: the backlog is min(max(backlog - work, 0) + added, limit).
+    Such functions compose to functions of the same form, min(max(x + a, lo), hi), so that all of them are had in log2(pieces) rounds.
+    """
+    limit = np.maximum(limit, added)
+    backlog = added.cumsum(1) - work.cumsum(1)
+    free = backlog + np.maximum.accumulate(np.maximum(added - backlog, 0), axis=1)
+    if (free <= limit).all():
+        return np.zeros_like(work)
+    a, lo, hi = added - work, added.copy(), limit.copy()
+    span = 1
+    while span < work.shape[1]:
+        more, low, high = a[:, span:], lo[:, span:], hi[:, span:]
+        lo[:, span:], hi[:, span:], a[:, span:] = (
+            np.minimum(np.maximum(lo[:, :-span] + more, low), high),
+            np.minimum(np.maximum(hi[:, :-span] + more, low), high),
+            a[:, :-span] + more,
+        )
+        span *= 2
+    backlog = np.minimum(np.maximum(a, lo), hi)
+    before = np.pad(backlog[:, :-1], ((0, 0), (1, 0)))
+    return np.maximum(np.maximum(before - work, 0) + added - limit, 0)
+
+
+def _most(later: _Work, room: tuple[Array, Array], rows: int) -> Array:
+    """Work that may wait before ``later`` at each piece of a server that waits for ``room`` there, (units, pieces); pieces correspond."""
+    index, place = room
+    steps = np.arange(len(index))[:, None] // rows
+    index = index - steps * later.each.shape[1]
+    gone = np.where(index >= 0, np.take_along_axis(later.before, np.maximum(index, 0), axis=1) + place, 0)
+    return later.upto[:, : index.shape[1]] - gone
+
+
+class _Sender(_Server):
+    """What sends events: pixel by pixel, then the mark.
+
+    ``outputs``: by name of the map, the piece (pixels,) that sends a pixel (None: each its own), the work (units, pixels) that it has
+    still to do then, and the cycles until the event arrives.
+    """
+
+    def __init__(self, flow: _Flow, work: _Work, outputs: dict[str, tuple[Array | None, Array | int, int]]):
+        super().__init__(flow, work)
+        self.outputs = outputs
+        self.times: dict[str, Array] = {}
+
+    def send(self, step: int, ready: Array) -> None:
+        """``ready`` (rows, pieces; overwritten): when a piece's work can begin."""
+        ends = self.serve(step, ready)
+        for name, (pieces, rest, delay) in self.outputs.items():
+            if pieces is None:
+                self.times[name] = ends + delay
+                continue
+            times = self.times[name] = np.empty((self.flow.rows, len(pieces) + 1), dtype=np.int64)
+            np.subtract(ends[:, pieces], rest[self.flow.unit(step)], out=times[:, :-1])  # type: ignore[index]
+            times[:, -1] = ends[:, -1]
+            times += delay
+
+    def feed(self, engine: _Engine, room: tuple[Array, Array]) -> None:
+        """Wait for ``room`` (for each pixel's events and the mark) before ``engine``."""
+        pieces, rest, delay = self.outputs[engine.source]
+        if pieces is None:
+            self.wait_for(engine, room, -delay)
+        else:
+            every = np.append(pieces, self.pieces - 1)
+            self.wait_for(engine, room, np.pad(rest, ((0, 0), (0, 1))) - delay, every)
+
+
+class _Reader(_Sender):
+    """The pixel reader."""
+
+    def __init__(self, flow: _Flow):
+        pixels, units = flow.spec.pixels, flow.units
+        work = units.keep(
+            ("reader", pixels), lambda: _Work(np.stack([_reading(one, pixels.shape, pixels.beat) for one in units.activities]))
+        )
+        super().__init__(flow, work, {IMAGE: (None, 0, READER)})
+        self.ends[:, 0] = 0
+
+
+def _reading(activity: Activity, shape: MapShape, beat: int) -> Array:
+    """Cycles that the reader takes for each piece of an image (see `_Units.events_of`), and for the mark."""
+    padded = np.zeros((-(-len(activity.pixels) // beat), beat), dtype=np.int64)
+    padded.reshape(-1)[: len(activity.pixels)] = activity.pixels
+    within = padded.cumsum(1)
+    within[:, -1] = np.maximum(within[:, -1], 1)
+    ends = within + (within[:, -1:].cumsum(0) - within[:, -1:])
+    channels = shape[0] if prod(shape[1:]) > 1 else 1
+    last = ends.reshape(-1)[channels - 1 : len(activity.pixels) : channels].copy()
+    last[-1] = ends[-1, -1]
+    return np.append(np.diff(last, prepend=0), 2)
+
+
+class _Engine(_Server):
+    """Walk, replay and synapses ``index`` of ``layer``: its pieces are cells."""
+
+    def __init__(self, flow: _Flow, layer: LayerSpec, index: int, neurons: _Neurons):
+        self.taken = layer.inputs[index]
+        spec = self.taken.spec
+        self.geometry, self.passes, self.parts = spec.geometry, spec.passes, spec.currents.parts
+        self.source = self.taken.source or IMAGE
+        self.counts = flow.units.events_of(flow.spec, self.source)
+        self.columns = 1 if self.geometry.flat else spec.walk.columns
+        self.upto, self.sent = _cells(self.geometry, self.columns, self.counts.shape[1])
+        self.ratio = spec.lanes // spec.currents.lanes
+        self.latency = spec.stages + (0 if self.geometry.flat else SYNAPSES)
+        where = (self.source, self.counts.shape, self.geometry, self.columns)
+        self.following, self.lead = flow.keep(("following", *where), lambda: self._following(flow.rows))
+        key = ("engine", *where, self.passes, self.parts, layer.name, index)
+        work, self.start, self.tail, full, self.total = flow.keep(key, lambda: self._tables(flow, neurons))
+        super().__init__(flow, work)
+        self.sender = flow.senders[self.source]
+        self.sender.feed(self, flow.keep(("room", *where, self.taken.queue), lambda: self._entry(flow.rows)))
+        if full is not None:
+            self.wait_for(neurons, full, 0, self.sent)
+        if neurons.chunked and not self.geometry.flat:
+            self.sent = np.repeat(self.sent, self.parts)
+
+    @cached_property
+    def _inside(self) -> Array:
+        """Events that reach a neuron, by piece of the source."""
+        _, height, width = self.geometry.source
+        if self.geometry.flat or height * width == 1:
+            return self.counts
+        kept = np.zeros((height, width), dtype=np.int64)
+        kept[: self.geometry.rows, : self.geometry.columns * self.geometry.stride[1] - self.geometry.padding[1]] = 1
+        return self.counts * kept.reshape(-1)
+
+    def _following(self, rows: int) -> tuple[Array, Array]:
+        """By cell, the first piece with an event after it, or the mark, as a flat index; by piece, its events but the first."""
+        seen = self._inside
+        pieces = seen.shape[1]
+        index = np.where(seen > 0, np.arange(pieces), pieces)
+        index = np.concatenate([index, np.full((len(seen), 1), pieces)], axis=1)
+        index = np.minimum.accumulate(index[:, ::-1], axis=1)[:, ::-1]
+        return index[:, self.upto] + (np.arange(len(seen)) % rows * (pieces + 1))[:, None], _marked(np.maximum(self.counts - 1, 0), 0)
+
+    def _entry(self, rows: int) -> tuple[Array, Array]:
+        """The room for events of the source's pieces and the mark, in the queue and beside it."""
+        cells = np.diff(_marked(self.counts.cumsum(1), 0)[:, self.upto - 1], axis=1, prepend=0)
+        cells[:, -1] += 1
+        return _room(rows, _marked(self.counts, 1), cells, cells, self.taken.queue + HELD * (1 + (self.source == IMAGE)))
+
+    def _tables(self, flow: _Flow, neurons: _Neurons) -> tuple[_Work, Array, Array | int, tuple[Array, Array] | None, Array]:
+        """Work by cell; its events; by pixel, from its cell's end to when its neurons can begin; room for its chunks before them.
+
+        And all work (units,). Of a flat geometry just the first pass: the others go in step with the neurons (see `_Neurons`).
+        """
+        spec, passes = self.taken.spec, self.passes
+        events = np.diff(_marked(self._inside.cumsum(1), 0)[:, self.upto - 1] * (self.upto > 0), axis=1, prepend=0)
+        work = passes * (events + 1)
+        empty = self.counts.sum(1) == 0
+        if self.geometry.flat:
+            total = np.where(empty, 1, passes) * (events[:, 0] + 1 + spec.stages + self.ratio * neurons.chunk_cycles)
+            return _Work(events + 1), events, 0, None, total
+        work[empty] = 0
+        work[empty, -1] = 1
+        total = work.sum(1)
+        scanned = neurons.work.each[:, :-1].reshape(len(work), len(self.sent), -1).sum(2)  # by pixel
+        given = np.full_like(scanned, self.parts)
+        chunks = np.full_like(neurons.work.each, self.parts // (neurons.pieces - 1) if neurons.chunked else self.parts)
+        chunks[:, -1] = 0
+        for each in (given, chunks):
+            each[empty] = 0
+        given[empty, -1] = chunks[empty, -1] = 1
+        full = _room(flow.rows, given, chunks, np.minimum(neurons.work.each, chunks), CREDITS * self.ratio)
+        if neurons.chunked:
+            after = passes - 1 - np.arange(self.parts) // self.ratio
+            return _Work(work), events, -after * (work[:, self.sent] // passes), full, total
+        added, limit = np.zeros_like(work), np.full_like(work, -NEVER)
+        added[:, self.sent] = scanned
+        limit[:, self.sent] = _most(neurons.work, full, flow.rows)
+        tail = np.maximum(-(-scanned // passes), scanned - (passes - 1) * (events[:, self.sent] + 1))
+        tail[empty] = scanned[empty]
+        return _Work(work, _lost(work, added, limit)), events, tail - scanned, full, total
+
+    def step(self, step: int) -> Array:
+        """When the neurons of each piece can begin, (rows, pieces); of a flat geometry, of the first."""
+        unit = self.flow.unit(step)
+        times = self.sender.times[self.source] - self.lead[unit]
+        ready = times.reshape(-1)[self.following[unit]]
+        ready -= self.start[unit]
+        ready += (QUEUE if self.taken.queue else 0) + WALK
+        done: Array = self.serve(step, ready)[:, self.sent]
+        done += self.latency
+        return done if self.geometry.flat else done + self.tail[unit]
+
+
+def _marked(each: Array, mark: int) -> Array:
+    """``each`` (units, pieces), and a last piece for the mark."""
+    return np.pad(each, ((0, 0), (0, 1)), constant_values=mark)
+
+
+def _cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array]:
+    """By cell, the pieces of the source up to its end; by neuron's pixel, the cell that completes it."""
+    _, height, width = geometry.source
+    if geometry.flat:
+        return np.array([pieces]), np.array([0])
+    (down, across), (pad_y, pad_x), (taps_y, taps_x) = geometry.stride, geometry.padding, geometry.taps
+    cells = np.arange((geometry.rows - 1) * columns + geometry.columns)
+    y, column = np.divmod(cells, columns)
+    upto = np.minimum(y, height) * width + np.where(y < height, ((column + 1) * across - pad_x).clip(0, width), 0)
+    if height * width == 1:
+        upto *= pieces
+    _, rows, wide = geometry.target
+    own_y, own_x = (np.arange(rows) + taps_y) * down - 1 - pad_y, np.arange(wide) + taps_x - 1
+    return upto, (own_y[:, None] * columns + own_x).reshape(-1)
+
+
+class _Neurons(_Server):
+    """A layer's neurons, or the read-out; on the way in, what keeps the current. Its pieces are those of the layer's map, then the mark."""
+
+    def __init__(self, flow: _Flow, node: LayerSpec):
+        self.node = node
+        self.currents = flow.spec.readout.currents if node.neurons is None else node.neurons.currents
+        self.chunked = _chunked(flow.spec, node.name)
+        self.size = self.currents.parts if self.chunked else prod(self.currents.shape[1:])
+        self.chunks = 1 if self.chunked else self.currents.parts  # of a piece
+        self.chunk_cycles = 2 if node.neurons is None else 1
+        self.driven = flow.played and node is flow.spec.layers[0]
+        key = ("neurons", node.name, self.currents.parts, *(one.spec.passes for one in node.inputs), flow.rows)
+        work, wait, self.sending, self.outputs, self.behind, self.full = flow.keep(key, lambda: self._tables(flow))
+        super().__init__(flow, work, wait)
+
+    def _tables(self, flow: _Flow) -> tuple[_Work, Array | None, _Work | None, Any, Array | None, Any]:
+        """Work and waits between steps; work of what sends, and its outputs; how far it may be behind; the room before it."""
+        node, units = self.node, flow.units
+        work = np.full((len(units.wakes), self.size + 1), self.chunks * (1 if flow.entry else self.chunk_cycles))
+        work[:, -1] = 0
+        again = np.zeros_like(work)
+        for one in node.inputs:
+            if one.spec.geometry.flat and not self.driven:
+                events = units.events_of(flow.spec, one.source or IMAGE).sum(1)
+                each = np.where(events > 0, events + 1 + one.spec.stages, 0)[:, None]
+                if self.chunked:
+                    ratio = one.spec.lanes // one.spec.currents.lanes
+                    again[:, ratio:-1:ratio] = np.maximum(again[:, ratio:-1:ratio], each)
+                else:
+                    again[:, :1] = np.maximum(again[:, :1], each * (one.spec.passes - 1))
+        if flow.entry:
+            return _Work(work, again), None, None, None, None, None
+        none = np.zeros(len(work), dtype=np.int64)
+        quiet = ~units.wakes
+        if not self.driven:
+            quiet &= sum((units.events_of(flow.spec, one.source or IMAGE).sum(1) for one in node.inputs), none) == 0
+        if node.neurons is None:
+            work[quiet] = 0
+            work[quiet, -2] = self.chunk_cycles
+            if not flow.played:
+                work[:, -1] = prod(self.currents.shape) + self.currents.chunks + RESULT
+            return _Work(work, again), None, None, None, None, None
+        own = units.events[node.name].sum(1)
+        quiet &= np.concatenate([none[: flow.rows], own[: -flow.rows]]) == 0
+        volleys, each, rest, outputs = _sending(flow, node.name)
+        sent, after, volleys = _marked(each, 1), _marked(rest, 0), _marked(volleys, 0)
+        for part, mark in ((work, 1), (sent, 1), (after, 0), (volleys, 0)):
+            part[quiet] = 0
+            part[quiet, -1] = mark
+        full = _room(flow.rows, volleys, volleys, sent - after, VOLLEYS)
+        sending = _Work(sent)
+        lost = _lost(work[:, :-1], sent[:, :-1], _most(sending, full, flow.rows)[:, :-1])
+        wait = None
+        if isinstance(node.neurons, NeuronSpec):
+            wait = (LATENCY - 1) * (quiet | (self.currents.chunks < LATENCY))
+        delay = node.neurons.latency + NEURONS
+        return _Work(work, np.maximum(_marked(lost, 0), again)), wait, sending, outputs, delay - np.minimum(work, sent), full
+
+
+class _Layer:
+    """A layer's engines, its neurons or the read-out, and what sends their events."""
+
+    def __init__(self, flow: _Flow, node: LayerSpec):
+        self.flow, self.name, self.neurons = flow, node.name, _Neurons(flow, node)
+        self.engines = [] if self.neurons.driven else [_Engine(flow, node, index, self.neurons) for index in range(len(node.inputs))]
+        self.sender: _Sender | None = None
+        if self.neurons.sending is not None:
+            self.sender = _Sender(flow, self.neurons.sending, self.neurons.outputs)
+            self.neurons.wait_for(self.sender, self.neurons.full)
+
+    def step(self, step: int, begin: Array) -> Array:
+        """When the last neuron has begun (rows,); ``begin`` is when the first may, of a layer that is played to or kept."""
+        ready = np.full((self.flow.rows, self.neurons.pieces), NEVER)
+        if self.neurons.driven or self.flow.entry:
+            ready[:, 0] = begin
+        for engine in self.engines:
+            given = engine.step(step) + SUM * (len(self.engines) - 1)
+            ready[:, : given.shape[1]] = np.maximum(ready[:, : given.shape[1]], given)
+        ends = self.neurons.serve(step, ready)
+        for engine in self.engines:
+            if engine.geometry.flat:  # takes nothing more until its neurons have left
+                engine.ends[:, step + 1] = ends[:, -2 if self.sender is None else -1]
+        if self.sender is not None:
+            self.sender.send(step, ends + self.neurons.behind[self.flow.unit(step)])
+        return ends[:, -2]
+
+    def works(self) -> dict[str, Array]:
+        """By part, cycles of work (units,)."""
+        found = {f"{self.name} synapses": np.max([engine.total for engine in self.engines], axis=0)} if self.engines else {}
+        if self.sender is not None:
+            found |= {f"{self.name} neurons": self.neurons.work.total, f"{self.name} encoder": self.sender.work.total}
+        elif not self.flow.entry:
+            found["read-out"] = self.neurons.work.total
+        return found
+
+
+def _sending(flow: _Flow, name: str) -> tuple[Array, Array, Array, dict[str, tuple[Array | None, Array | int, int]]]:
+    """Of node ``name``, (units, pieces) each: volleys; work of what takes them, encoder and pools; of it, after the last is taken.
+
+    And `_Sender.outputs`.
+    """
+    spec, counts = flow.spec, flow.units.events_of(flow.spec, name)
+    parts = 1 if name in spec.by_name and _chunked(spec, name) else spec.volleys(name).parts
+    pools, synapses = spec.consumers[name]
+    dense = bool(pools) or spec.cumulative(name) or isinstance(spec.by_name[name], PoolNode)
+    idle = np.rint(parts * (1 - 1 / parts) ** counts).astype(np.int64)  # chunks without an event, if they are random
+    volleys = np.full_like(counts, parts) if dense else parts - idle
+    work, outputs = np.zeros_like(counts), {}
+    if synapses:
+        work = counts + idle if dense else counts
+        outputs[name] = None, 0, DIFFERENCE * spec.cumulative(name)
+    after = work // np.maximum(volleys, 1)
+    for pool in pools:
+        behind, further = _sending(flow, pool.name)[1::2]
+        own, lines, last, rest = _pooling(pool.spec, np.maximum(behind, spec.volleys(pool.name).parts))
+        work, after = np.maximum(work, own), np.maximum(after, lines)
+        for taker, (piece, more, delay) in further.items():
+            outputs[taker] = (last, rest, delay) if piece is None else (last[piece], rest[:, piece] + more, delay)
+    return volleys, work, after, outputs
+
+
+def _pooling(spec: PoolSpec, behind: Array) -> tuple[Array, Array, Array, Array]:
+    """A pool's work by pixel of its source, where each window then costs ``behind`` (units, windows); of it, that of sending windows.
+
+    By window, the pixel with which it is sent, and the work (units, windows) that this pixel then still makes.
+    """
+    (_, height, width), (_, rows, columns) = spec.volleys.shape, spec.output.shape
+    behind = behind.reshape(-1, rows, columns)
+    line = behind.sum(2) + LINE
+    ends = (np.arange(rows) * spec.stride[0] + spec.kernel[0] - 1 - spec.padding[0]).clip(0, height - 1)
+    ends[-1] = height - 1
+    lines = np.zeros((len(behind), height, width), dtype=np.int64)
+    lines[:, :, -1] = 1
+    np.add.at(lines, (slice(None), ends, width - 1), line)  # type: ignore[arg-type]
+    after = np.zeros_like(line)
+    for row in reversed(range(rows - 1)):
+        if ends[row] == ends[row + 1]:
+            after[:, row] = after[:, row + 1] + line[:, row + 1]
+    rest = line[:, :, None] - LINE - behind.cumsum(2) + after[:, :, None] + 1
+    last = np.repeat(ends * width + width - 1, columns)
+    flat = lines.reshape(len(lines), -1)
+    return flat + spec.volleys.parts * prod(spec.taps), flat, last, rest.reshape(len(rest), -1)
 
 
 def worst_cycles(spec: CoreSpec) -> int:
-    """No image takes more cycles where no stream is stalled from outside: every source an event in every step, no overlap."""
-    schedule = spec.schedule
-    sleeps = -(-schedule.levels // schedule.margin) * (schedule.sleep_limit + schedule.depth + 1)
-    layers = 0
-    for index, synapses in enumerate(spec.synapses):
-        layers += synapses.passes * (synapses.events.size + 8) + 8 * synapses.currents.chunks
-        if index < len(spec.neurons):
-            layers += spec.neurons[index].currents.chunks + spec.neurons[index].currents.size + 2 * LATENCY
-    return spec.pixels.beats + spec.pixels.size + (schedule.levels + sleeps) * layers + 4 * spec.readout.currents.size + 64
+    """No image takes more cycles where no stream is stalled from outside.
+
+    Every source sends an event in every step, no two parts ever work at once, and a chunk of currents or of a volley is charged what
+    a round through the pipeline of a part takes.
+    """
+    step = 0
+    for node in spec.nodes:
+        if isinstance(node, PoolNode):
+            pool = node.spec
+            step += pool.volleys.chunks * (prod(pool.taps) + ROUND) + prod(pool.output.shape) + 4 * (pool.volleys.shape[1] + 1)
+            step += pool.output.chunks * ROUND
+            continue
+        for synapses in node.inputs:
+            walk = synapses.spec.walk
+            cells = synapses.spec.geometry.rows * (1 if synapses.spec.geometry.flat else walk.columns)
+            step += synapses.spec.passes * (walk.events.size + cells) + synapses.spec.currents.chunks * ROUND
+        currents = spec.readout.currents if node.neurons is None else node.neurons.currents
+        step += currents.chunks * ROUND + prod(currents.shape)
+        step += 4 * ROUND * (len(node.inputs) + 1)
+    schedule, steps = spec.schedule, 1
+    if schedule is not None:
+        steps = schedule.levels + -(-schedule.levels // schedule.margin) * (schedule.sleep_limit + schedule.depth + 1)
+    return spec.pixels.beats + spec.pixels.size + (steps + 1) * step + 4 * prod(spec.readout.currents.shape) + 64

@@ -42,7 +42,7 @@ def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Ten
     """Images for ``net``: int64 (N, *shape), their labels or None, and in words where they come from.
 
     From ``path`` (``.npy``, or ``.npz`` with ``images`` and perhaps ``labels``), else ``<net>_images.npz`` beside the network,
-    else 16 images of seeded random pixels. CascError if they do not fit the network.
+    else 16 images of seeded random pixels. A single channel may be left out. CascError if they do not fit the network.
     """
     import torch
 
@@ -52,9 +52,10 @@ def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Ten
         return images, None, f"random pixels ({beside} is not there)"
     path = path or beside
     array = load_array(path)
-    if array.shape in (net.input_shape, (net.inputs,)):
+    shapes = [net.input_shape, (net.inputs,)] + [net.input_shape[1:]] * (len(net.input_shape) == 3 and net.input_shape[0] == 1)
+    if array.shape in shapes:
         array = array[None]
-    if array.shape[1:] not in (net.input_shape, (net.inputs,)):
+    if array.shape[1:] not in shapes:
         raise CascError(f"{path}: shape {array.shape} is not (N, {', '.join(map(str, net.input_shape))}); reshape it")
     pixels = net.check_images(torch.from_numpy(array)).reshape(-1, *net.input_shape)
     return pixels, load_array(path, "labels", optional=True), str(path)
@@ -70,7 +71,7 @@ def load_calibration(path: Path, shape: tuple[int, ...], input_max: int) -> Tens
     return torch.from_numpy(array.astype(np.float32)) / input_max
 
 
-def load_model(factory: str, weights: Path | None) -> nn.Sequential:
+def load_model(factory: str, weights: Path | None) -> nn.Module:
     """Call ``FILE.py:FUNCTION``, which is the user's own code, and load ``weights`` (a state_dict, never executed) into the model."""
     import torch
 
@@ -81,8 +82,8 @@ def load_model(factory: str, weights: Path | None) -> nn.Sequential:
     if not callable(made):
         raise CascError(f"{file}: has no function {function!r}; write FILE.py:FUNCTION")
     model = made()
-    if not isinstance(model, torch.nn.Sequential):
-        raise CascError(f"{file}: {function} returned a {type(model).__name__}, not a torch.nn.Sequential; wrap the layers in one")
+    if not isinstance(model, torch.nn.Module):
+        raise CascError(f"{file}: {function} returned a {type(model).__name__}, not a torch.nn.Module; return the network")
     if weights is not None:
         try:
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, Literal
@@ -33,7 +33,8 @@ class Lanes:
 
     Attributes
     ----------
-    synapses: output channels updated at a time, at all taps of the kernel; the layer takes every event ``channels / synapses`` times, rounded up.
+    synapses: output channels updated at a time, at all taps of the kernel; the layer takes every event ``channels / synapses`` times,
+        rounded up.
     neurons: neurons updated in a cycle, a power of two that divides ``synapses`` (read-out: any divisor).
     multiplier: where products are made, if there are any.
     """
@@ -43,8 +44,13 @@ class Lanes:
     multiplier: Literal["dsp", "logic"] = "dsp"
 
 
-def core_spec(net: IntegerNet, lanes: Sequence[Lanes], beat: int, code: Code = "spike", queue: int = QUEUE) -> CoreSpec:
-    """The gates of ``net`` in ``code`` with ``lanes`` layer by layer, ``beat`` pixels a transfer and ``queue`` events before convolutions."""
+def core_spec(
+    net: IntegerNet, lanes: Sequence[Lanes], beat: int, code: Code = "spike", queue: int = QUEUE, spram: Collection[str] = ()
+) -> CoreSpec:
+    """The gates of ``net`` in ``code`` with ``lanes`` layer by layer, ``beat`` pixels a transfer and ``queue`` events before convolutions.
+
+    The weights of the layers named in ``spram`` are loaded (see `rtl_gen.gates.spram`); ValueError where one's are too wide or too many.
+    """
     chosen = dict(zip((layer.name for layer in net.layers), lanes, strict=True))
     bound = dict(zip(chosen, bounds(net, code), strict=True))
     pixels = PixelSpec(pixel_shape(net), net.input_max, beat)
@@ -62,10 +68,16 @@ def core_spec(net: IntegerNet, lanes: Sequence[Lanes], beat: int, code: Code = "
         if neurons is not None:
             volleys[node.name] = neurons.volleys
         nodes.append(LayerSpec(node.name, tuple(_inputs(net, node, bound[node.name], currents, chosen[node.name], queue)), neurons))
+    nodes = [with_storage(node, "spram") if isinstance(node, LayerSpec) and node.name in spram else node for node in nodes]
     last = net.readout
     still = schedule or ScheduleSpec(net.levels, net.levels, 0, 0, len(net.layers))
     readout = ReadOutSpec(currents, still, tuple(last.bias.tolist()), bound[last.name].potential)
     return CoreSpec(pixels, schedule, tuple(nodes), readout)
+
+
+def with_storage(layer: LayerSpec, storage: Literal["rom", "spram"]) -> LayerSpec:
+    """``layer`` with its weights there."""
+    return replace(layer, inputs=tuple(replace(item, spec=replace(item.spec, storage=storage)) for item in layer.inputs))
 
 
 def pixel_shape(net: IntegerNet) -> tuple[int, int, int]:

@@ -10,9 +10,10 @@ import base64
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from rtl_gen.plan import Plan
 
 SLEEP_IMAGES = 64
-"""Images whose sleep steps are counted, by the reference."""
+"""Images whose sleep steps are counted, by the reference: so many, or fewer where there are more than `SLEEP_NEURONS` in all."""
+SLEEP_NEURONS = 1 << 18
+SHOWN = 1500
+"""Neurons of a layer whose spikes are drawn."""
 TRACED = 6
 """Neurons whose potential is drawn."""
 ROWS = 60
@@ -61,7 +65,7 @@ def write_report(
             "plan": plan.as_json(),
             "build": build,
             "sim": sim,
-            "activity": None if images is None or len(images) == 0 else _activity(net, images, labels),
+            "activity": None if images is None or len(images) == 0 else _activity(net, plan.code, images, labels),
         }
     )
     page = _template().render(**content, pictures=_pictures(content["activity"]) if content["activity"] else None)
@@ -71,12 +75,15 @@ def write_report(
 
 def summary(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The most important lines, (name, value with unit and source)."""
-    speed, use = _speed(plan, build, sim), _utilisation(plan, build)
-    sizes = "-".join(str(size) for size in (plan.layers[0].inputs, *(layer.outputs for layer in plan.layers)))
-    bits = sorted({layer.weight_bits for layer in plan.layers})
-    lanes = ", ".join(f"{layer.name} {layer.synapse_lanes}/{layer.neuron_lanes}" for layer in plan.layers)
+    from casc_hw.network import IMAGE
+
+    speed, use, layers = _speed(plan, build, sim), _utilisation(plan, build), [layer for layer in plan.layers if layer.passes]
+    bits = sorted({bits for layer in layers for bits in layer.weight_bits})
+    lanes = ", ".join(f"{layer.name} {layer.synapse_lanes}/{layer.neuron_lanes}" for layer in layers)
+    held, limits = plan.bottleneck, plan.bottleneck.limits
+    source = "pixels" if limits.node == IMAGE else f"events of {limits.node}"
     rows = [
-        ("network", f"{plan.net}: {sizes}, {'/'.join(map(str, bits))}-bit weights, T = {plan.levels}"),
+        ("network", f"{plan.net}: {maps_of(plan)}, {'/'.join(map(str, bits))}-bit weights, T = {plan.levels}, {plan.code} code"),
         ("device", f"{build['board']}, {build['device']}" if build else f"{plan.budget.name} (plan only)"),
         *((verdict["name"], f"{verdict['answer']}: {verdict['why']}") for verdict in _verdicts(plan, build, sim)),
         ("lanes, synapses/neurons", lanes),
@@ -85,12 +92,22 @@ def summary(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None
         cycles, error = speed[name], speed[name]["error"]
         said = f"{_number(cycles['cycles'])} cycles ({cycles['source']}"
         rows.append((name, f"{said}; predicted {_number(cycles['predicted'])}, {error:+.1%})" if error is not None else f"{said})"))
+    bounds = f"{_number(limits.plan)} cycles (adders and weights' memory, {limits.layer}), {_number(limits.events)} ({source}, one a cycle)"
+    device = f"{_number(limits.adders)} cycles if all its LUT4s added, {_number(limits.memory)} if all its block RAM gave weights"
+    rows += [
+        ("bottleneck", f"{held.part}, {_number(held.cycles)} cycles an image, held by {held.held_by}"),
+        ("bounds of the plan", f"{bounds}: {held.nearness:.0%} of the interval predicted"),
+        ("bounds of the device", device),
+    ]
+    if not build:
+        rate, clock = plan.clock_hz / speed["interval"]["cycles"], f"{plan.clock_hz / 1e6:g} MHz"
+        rows.append(("throughput", f"{_number(rate)} images/s if the core reaches {clock} (estimated)"))
     if build:
         rows += [
             ("throughput", f"{_number(speed['images_per_second'])} images/s ({speed['interval']['source']} cycles at nextpnr's clock)"),
             ("latency in time", f"{_number(speed['latency_us'])} us ({speed['latency']['source']} cycles at nextpnr's clock)"),
         ]
-    if sim:
+    if sim and plan.code == "spike":
         rows.append(("sleep steps", "{min} to {max}, median {median:g} (simulated)".format_map(sim["sleep_steps"])))
     for row in use:
         if row["used"] is not None or row["estimated"]:
@@ -100,6 +117,17 @@ def summary(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None
     if build:
         rows.append(("build time", f"{_number(sum(build['seconds'].values()))} s"))
     return rows
+
+
+def maps_of(plan: Plan) -> str:
+    """The maps from the image to the read-out, in words."""
+    shapes = [plan.layers[0].source, *(layer.target for layer in plan.layers if layer.passes)]
+    return " - ".join(map(_map_shape, shapes))
+
+
+def _map_shape(shape: Sequence[int]) -> str:
+    """(channels, height, width) in words."""
+    return str(shape[0]) if tuple(shape[1:]) == (1, 1) else "x".join(map(str, shape))
 
 
 def _verdicts(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -121,7 +149,8 @@ def _verdicts(plan: Plan, build: dict[str, Any] | None, sim: dict[str, Any] | No
         said = f"{_count(sim['mismatches'], 'difference')} from the reference in {_count(sim['images'], 'image')}"
         verdicts.append(_verdict("bit-exact", False, said + (f", the first: {sim['messages'][0]}" if sim["messages"] else "")))
     else:
-        compared = f"{sim['spikes_compared']:,} neuron steps and every sum of {_count(sim['images'], 'image')} equal the reference's"
+        what = "neuron steps" if plan.code == "spike" else "counts"
+        compared = f"{sim['spikes_compared']:,} {what} and every sum of {_count(sim['images'], 'image')} equal the reference's"
         verdicts.append(_verdict("bit-exact", True, f"{compared} ({sim['simulator']})"))
     verdicts.append(_verdict("physical board", None, "nothing here was measured on one", "not tried"))
     return verdicts
@@ -174,44 +203,55 @@ def _utilisation(plan: Plan, build: dict[str, Any] | None) -> list[dict[str, Any
 
 
 def _network(net: IntegerNet) -> dict[str, Any]:
-    layers = [
-        {
-            "name": layer.name,
-            "kind": "read-out" if layer.threshold is None else "spiking",
-            "inputs": layer.inputs,
-            "outputs": layer.outputs,
-            "bits": layer.bits,
-            "weights": layer.weight.numel(),
-            "zeros": int((layer.weight == 0).sum()),
-        }
-        for layer in net.layers
-    ]
+    from casc_hw.network import Pool
+    from rtl_gen.plan import kind_of
+
+    layers = []
+    for node in net.nodes:
+        parts = (node,) if isinstance(node, Pool) else node.synapses
+        weights = [] if isinstance(node, Pool) else [synapses.weight for synapses in node.synapses]
+        layers.append(
+            {
+                "name": node.name,
+                "kind": kind_of(net, node),
+                "sources": [part.source for part in parts],
+                "shape": list(net.shapes[node.name]),
+                "bits": [] if isinstance(node, Pool) else [synapses.bits for synapses in node.synapses],
+                "weights": sum(weight.numel() for weight in weights),
+                "zeros": sum(int((weight == 0).sum()) for weight in weights),
+            }
+        )
     fields = ("name", "levels", "margin", "sleep", "input_shape", "input_max", "digest", "meta")
     return {name: getattr(net, name) for name in fields} | {"layers": layers}
 
 
-def _activity(net: IntegerNet, images: Tensor, labels: Any) -> dict[str, Any]:
-    """What the reference says of the first image, step by step, and how long the first `SLEEP_IMAGES` sleep."""
+def _activity(net: IntegerNet, code: str, images: Tensor, labels: Any) -> dict[str, Any]:
+    """What the reference says of the first image, step by step, and in spike code how long the first `SLEEP_IMAGES` sleep."""
+    from casc_hw.network import to_wire
     from casc_hw.reference import simulate
 
-    batch = simulate(net, images[:SLEEP_IMAGES], record=False)
+    neurons = sum(prod(net.shapes[layer.name]) for layer in net.spiking)
+    batch = simulate(net, images[: max(min(SLEEP_IMAGES, SLEEP_NEURONS // neurons), 1) if code == "spike" else 1], record=False)
     trace = simulate(net, images[:1], potentials=True)
     layers, scale = [], net.levels * (net.readout.scale or 1.0)
     for layer, spikes, potentials in zip(net.spiking, trace.spikes, trace.potentials, strict=True):
         assert layer.threshold is not None
         most = spikes[:, 0].abs().sum(0).argsort(descending=True, stable=True)[: max(TRACED // len(net.spiking), 1)]
-        events = [[step, neuron, int(spikes[step, 0, neuron])] for step, neuron in spikes[:, 0].nonzero().tolist()]
-        traced = [{"neuron": n, "threshold": int(layer.threshold[n]), "potential": potentials[:, 0, n].tolist()} for n in most.tolist()]
-        layers.append({"name": layer.name, "neurons": layer.outputs, "spikes": events, "traced": traced})
+        events = [[step, neuron, int(spikes[step, 0, neuron])] for step, neuron in spikes[:, 0, :SHOWN].nonzero().tolist()]
+        theta = layer.threshold.repeat_interleave(prod(net.shapes[layer.name][1:]))
+        traced = [{"neuron": n, "threshold": int(theta[n]), "potential": potentials[:, 0, n].tolist()} for n in most.tolist()]
+        sizes = {"neurons": spikes.shape[2], "shown": min(spikes.shape[2], SHOWN)}
+        sizes |= {"count": int(spikes[:, 0].ne(0).sum()), "negative": int(spikes[:, 0].lt(0).sum())}
+        layers.append({"name": layer.name, **sizes, "spikes": events, "traced": traced})
     return {
         "image": images[0].tolist(),
         "pixel_maximum": net.input_max,
         "label": None if labels is None or len(labels) == 0 else int(labels[0]),
         "class": int(trace.answer.classes[0]),
-        "logits": [total / scale for total in trace.answer.sums[0].tolist()],
+        "logits": [total / scale for total in to_wire(trace.answer.sums[0], net.shapes[net.readout.name]).tolist()],
         "wake": trace.wake.tolist(),
         "layers": layers,
-        "sleep_steps": sorted(Counter(batch.sleep_steps.tolist()).items()),
+        "sleep_steps": sorted(Counter(batch.sleep_steps.tolist()).items()) if code == "spike" else [],
         "sleep_images": len(batch.settled),
         "settled": int(batch.settled.sum()),
     }
@@ -221,7 +261,7 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": _number, "count": _count, "notes": _notes, "clocks": _clocks}
+    page.filters |= {"number": _number, "count": _count, "notes": _notes, "clocks": _clocks, "map_shape": _map_shape}
     return page.from_string(resources.files("rtl_gen").joinpath("report.html").read_text(encoding="utf-8"))
 
 
@@ -298,8 +338,10 @@ def _image(activity: dict[str, Any]) -> str:
     import numpy as np
 
     pixels = np.array(activity["image"])
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-        pixels = pixels.transpose(1, 2, 0) / activity["pixel_maximum"] if pixels.shape[0] == 3 else pixels[0]
+    if pixels.ndim == 3 and pixels.shape[0] == 3:
+        pixels = pixels.transpose(1, 2, 0) / activity["pixel_maximum"]
+    elif pixels.ndim == 3:  # channel by channel
+        pixels = pixels.reshape(-1, pixels.shape[2])
     elif pixels.ndim != 2:
         pixels = pixels.reshape(1, -1)
     figure = _figure(2.6, 2.6)
@@ -339,21 +381,22 @@ def _shade(axes: Axes, wake: list[bool]) -> None:
 
 def _raster(activity: dict[str, Any]) -> str:
     layers, wake = activity["layers"], activity["wake"]
-    heights = [min(max(layer["neurons"] * 0.025, 1.1), 3.2) for layer in layers]
+    heights = [min(max(layer["shown"] * 0.025, 1.1), 3.2) for layer in layers]
     figure = _figure(8.2, sum(heights) + 0.45 * len(layers) + 0.3)
     panels = figure.subplots(len(layers), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, layer, height in zip(panels, layers, heights, strict=True):
         _shade(axes, wake)
-        thick = min(max(height * 72 / layer["neurons"], 1.2), 5)
+        thick = min(max(height * 72 / layer["shown"], 0.4 if layer["shown"] > 200 else 1.2), 5)
         for positive, colour in ((True, BLUE), (False, RED)):
             events = [(step + 1, neuron) for step, neuron, spike in layer["spikes"] if (spike > 0) == positive]
             begins, rows = [step - 0.3 for step, _ in events], [neuron for _, neuron in events]
             axes.hlines(rows, begins, [begin + 0.6 for begin in begins], colors=colour, linewidth=thick)
-        axes.set_ylim(layer["neurons"] - 0.4, -0.6)
+        axes.set_ylim(layer["shown"] - 0.4, -0.6)
         axes.locator_params(axis="y", integer=True)
         axes.set_ylabel("neuron", fontsize=8)
-        back = sum(spike < 0 for _, _, spike in layer["spikes"])
-        _title(axes, f"{layer['name'][:40]}: {_count(len(layer['spikes']), 'spike')}, {back} of them negative")
+        said = f"{layer['name'][:40]}: {_count(layer['count'], 'spike')}, {layer['negative']} of them negative"
+        some = f"; the first {layer['shown']:,} of {layer['neurons']:,} neurons" if layer["shown"] < layer["neurons"] else ""
+        _title(axes, said + some)
     panels[-1].set_xlabel("step", fontsize=8)
     return _encoded(figure)
 
