@@ -93,7 +93,9 @@ class BoardTop(wiring.Component):
         if self.flash_spec is None:
             return 0, 0
         m.submodules.flash = flash = FlashReader(self.flash_spec)
-        m.submodules.weights_cross = cross = AsyncFIFO(width=len(self.core.weights.payload.as_value()), depth=4, w_domain="io", r_domain="sync")
+        m.submodules.weights_cross = cross = AsyncFIFO(
+            width=len(self.core.weights.payload.as_value()), depth=4, w_domain="io", r_domain="sync"
+        )
         wiring.connect(m, flash.pins, wiring.flipped(self.flash))
         m.d.comb += [
             cross.w_data.eq(flash.words.payload),

@@ -33,8 +33,8 @@ BEATS = (1, 2, 4, 8)
 """Pixels a transfer that a plan may choose."""
 BATCH = 1 << 25
 """Spikes kept at a time while activity is measured."""
-SWEEPS = 4
-"""Times a step is gone through at most: once for what comes down the core, again for the queues that were full."""
+SWEEPS = 8
+"""Times a step is gone through at most: once for what comes down the core, again as long as full queues hold something up."""
 NEVER = -(1 << 60)
 """Before all time."""
 CACHED = 128 << 20
@@ -178,7 +178,7 @@ def predict(spec: CoreSpec, activities: Sequence[Activity]) -> Prediction:
         latencies = alone.run()[0] + played
         verdicts = _settled(_Flow(spec, batch.images, len(activities), entry=True), played)
         busy = alone.busy(every) | steps.busy(batch.owner)
-    latency = float(np.median(latencies))
+    latency = float(np.median(latencies)) - 1  # counted to the beginning of the cycle that ends it
     return Prediction(float(np.median(np.diff(verdicts))) if len(verdicts) > 1 else latency, latency, busy)
 
 
@@ -351,11 +351,11 @@ class _Flow:
 
 
 class _Work:
-    """Work ``each`` (units, pieces) that a server takes in order, to which ``lost`` cycles are added; ``total`` (units,) without them."""
+    """Work ``each`` (units, pieces) that a server takes in order, and ``idle`` cycles between; ``total`` (units,) without them."""
 
-    def __init__(self, each: Array, lost: Array | int = 0):
+    def __init__(self, each: Array, idle: Array | int = 0):
         self.total = each.sum(1)
-        self.each = each + lost
+        self.each = each + idle
         self.upto = self.each.cumsum(1)
         self.before = self.upto - self.each
         self.nbytes = 3 * self.each.nbytes
@@ -426,41 +426,6 @@ def _running(rows: int, each: Array) -> Array:
     steps = len(each) // rows
     by_row = each.reshape(steps, rows, -1).swapaxes(0, 1).reshape(rows, -1).cumsum(1)
     return by_row.reshape(rows, steps, -1).swapaxes(0, 1).reshape(len(each), -1)
-
-
-def _lost(work: Array, added: Array, limit: Array) -> Array:
-    """Cycles (units, pieces) that a busy server waits at each piece's end because no more than ``limit`` may wait behind it.
-
-    At a piece's end ``added`` work joins what waits for the next server: the backlog is min(max(backlog - work, 0) + added, limit).
-    Such functions compose to functions of the same form, min(max(x + a, lo), hi), so that all of them are had in log2(pieces) rounds.
-    """
-    limit = np.maximum(limit, added)
-    backlog = added.cumsum(1) - work.cumsum(1)
-    free = backlog + np.maximum.accumulate(np.maximum(added - backlog, 0), axis=1)
-    if (free <= limit).all():
-        return np.zeros_like(work)
-    a, lo, hi = added - work, added.copy(), limit.copy()
-    span = 1
-    while span < work.shape[1]:
-        more, low, high = a[:, span:], lo[:, span:], hi[:, span:]
-        lo[:, span:], hi[:, span:], a[:, span:] = (
-            np.minimum(np.maximum(lo[:, :-span] + more, low), high),
-            np.minimum(np.maximum(hi[:, :-span] + more, low), high),
-            a[:, :-span] + more,
-        )
-        span *= 2
-    backlog = np.minimum(np.maximum(a, lo), hi)
-    before = np.pad(backlog[:, :-1], ((0, 0), (1, 0)))
-    return np.maximum(np.maximum(before - work, 0) + added - limit, 0)
-
-
-def _most(later: _Work, room: tuple[Array, Array], rows: int) -> Array:
-    """Work that may wait before ``later`` at each piece of a server that waits for ``room`` there, (units, pieces); pieces correspond."""
-    index, place = room
-    steps = np.arange(len(index))[:, None] // rows
-    index = index - steps * later.each.shape[1]
-    gone = np.where(index >= 0, np.take_along_axis(later.before, np.maximum(index, 0), axis=1) + place, 0)
-    return later.upto[:, : index.shape[1]] - gone
 
 
 class _Sender(_Server):
@@ -537,7 +502,7 @@ class _Engine(_Server):
         self.latency = spec.stages + (0 if self.geometry.flat else SYNAPSES)
         where = (self.source, self.counts.shape, self.geometry, self.columns)
         self.following, self.lead = flow.keep(("following", *where), lambda: self._following(flow.rows))
-        key = ("engine", *where, self.passes, self.parts, layer.name, index)
+        key = ("engine", index, *where, *neurons.key)
         work, self.start, self.tail, full, self.total = flow.keep(key, lambda: self._tables(flow, neurons))
         super().__init__(flow, work)
         self.sender = flow.senders[self.source]
@@ -568,7 +533,7 @@ class _Engine(_Server):
 
     def _entry(self, rows: int) -> tuple[Array, Array]:
         """The room for events of the source's pieces and the mark, in the queue and beside it."""
-        cells = np.diff(_marked(self.counts.cumsum(1), 0)[:, self.upto - 1], axis=1, prepend=0)
+        cells = _between(self.counts, self.upto)
         cells[:, -1] += 1
         return _room(rows, _marked(self.counts, 1), cells, cells, self.taken.queue + HELD * (1 + (self.source == IMAGE)))
 
@@ -578,7 +543,7 @@ class _Engine(_Server):
         And all work (units,). Of a flat geometry just the first pass: the others go in step with the neurons (see `_Neurons`).
         """
         spec, passes = self.taken.spec, self.passes
-        events = np.diff(_marked(self._inside.cumsum(1), 0)[:, self.upto - 1] * (self.upto > 0), axis=1, prepend=0)
+        events = _between(self._inside, self.upto)
         work = passes * (events + 1)
         empty = self.counts.sum(1) == 0
         if self.geometry.flat:
@@ -598,12 +563,9 @@ class _Engine(_Server):
         if neurons.chunked:
             after = passes - 1 - np.arange(self.parts) // self.ratio
             return _Work(work), events, -after * (work[:, self.sent] // passes), full, total
-        added, limit = np.zeros_like(work), np.full_like(work, -NEVER)
-        added[:, self.sent] = scanned
-        limit[:, self.sent] = _most(neurons.work, full, flow.rows)
         tail = np.maximum(-(-scanned // passes), scanned - (passes - 1) * (events[:, self.sent] + 1))
         tail[empty] = scanned[empty]
-        return _Work(work, _lost(work, added, limit)), events, tail - scanned, full, total
+        return _Work(work), events, tail - scanned, full, total
 
     def step(self, step: int) -> Array:
         """When the neurons of each piece can begin, (rows, pieces); of a flat geometry, of the first."""
@@ -620,6 +582,11 @@ class _Engine(_Server):
 def _marked(each: Array, mark: int) -> Array:
     """``each`` (units, pieces), and a last piece for the mark."""
     return np.pad(each, ((0, 0), (0, 1)), constant_values=mark)
+
+
+def _between(counts: Array, upto: Array) -> Array:
+    """Sums of ``counts`` (units, pieces) from where one of ``upto`` ends to where the next does."""
+    return np.diff(np.pad(counts.cumsum(1), ((0, 0), (1, 0)))[:, upto], axis=1, prepend=0)
 
 
 def _cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array]:
@@ -649,8 +616,9 @@ class _Neurons(_Server):
         self.chunks = 1 if self.chunked else self.currents.parts  # of a piece
         self.chunk_cycles = 2 if node.neurons is None else 1
         self.driven = flow.played and node is flow.spec.layers[0]
-        key = ("neurons", node.name, self.currents.parts, *(one.spec.passes for one in node.inputs), flow.rows)
-        work, wait, self.sending, self.outputs, self.behind, self.full = flow.keep(key, lambda: self._tables(flow))
+        engines = ((one.spec.passes, one.spec.lanes, one.spec.stages) for one in node.inputs)
+        self.key = ("neurons", node.name, self.currents.lanes, *engines)
+        work, wait, self.sending, self.outputs, self.behind, self.full = flow.keep(self.key, lambda: self._tables(flow))
         super().__init__(flow, work, wait)
 
     def _tables(self, flow: _Flow) -> tuple[_Work, Array | None, _Work | None, Any, Array | None, Any]:
@@ -658,7 +626,7 @@ class _Neurons(_Server):
         node, units = self.node, flow.units
         work = np.full((len(units.wakes), self.size + 1), self.chunks * (1 if flow.entry else self.chunk_cycles))
         work[:, -1] = 0
-        again = np.zeros_like(work)
+        again = np.zeros_like(work)  # a pass of a flat geometry after the first begins when the chunks of the one before have been taken
         for one in node.inputs:
             if one.spec.geometry.flat and not self.driven:
                 events = units.events_of(flow.spec, one.source or IMAGE).sum(1)
@@ -682,19 +650,18 @@ class _Neurons(_Server):
             return _Work(work, again), None, None, None, None, None
         own = units.events[node.name].sum(1)
         quiet &= np.concatenate([none[: flow.rows], own[: -flow.rows]]) == 0
-        volleys, each, rest, outputs = _sending(flow, node.name)
-        sent, after, volleys = _marked(each, 1), _marked(rest, 0), _marked(volleys, 0)
+        sending = _sending(flow, node.name)
+        sent, after, volleys = _marked(sending.work, 1), _marked(sending.after, 0), _marked(sending.volleys, 0)
+        sent[:, -1] += sending.tail
         for part, mark in ((work, 1), (sent, 1), (after, 0), (volleys, 0)):
             part[quiet] = 0
             part[quiet, -1] = mark
         full = _room(flow.rows, volleys, volleys, sent - after, VOLLEYS)
-        sending = _Work(sent)
-        lost = _lost(work[:, :-1], sent[:, :-1], _most(sending, full, flow.rows)[:, :-1])
         wait = None
         if isinstance(node.neurons, NeuronSpec):
             wait = (LATENCY - 1) * (quiet | (self.currents.chunks < LATENCY))
         delay = node.neurons.latency + NEURONS
-        return _Work(work, np.maximum(_marked(lost, 0), again)), wait, sending, outputs, delay - np.minimum(work, sent), full
+        return _Work(work, again), wait, _Work(sent), sending.outputs, delay - np.minimum(work, sent), full
 
 
 class _Layer:
@@ -734,52 +701,70 @@ class _Layer:
         return found
 
 
-def _sending(flow: _Flow, name: str) -> tuple[Array, Array, Array, dict[str, tuple[Array | None, Array | int, int]]]:
-    """Of node ``name``, (units, pieces) each: volleys; work of what takes them, encoder and pools; of it, after the last is taken.
+@dataclass(frozen=True, eq=False)
+class _Sending:
+    """What becomes of a node's volleys, (units, pieces) each unless told otherwise.
 
-    And `_Sender.outputs`.
+    Attributes
+    ----------
+    volleys: how many a piece sends.
+    work: of the encoder and the pools that take them.
+    after: of it, what is left when the last volley of a piece has been taken.
+    tail: (units,): of a step, what is left when the last piece is done.
+    outputs: see `_Sender`.
     """
+
+    volleys: Array
+    work: Array
+    after: Array
+    tail: Array
+    outputs: dict[str, tuple[Array | None, Array | int, int]]
+
+
+def _sending(flow: _Flow, name: str) -> _Sending:
+    """Of node ``name``."""
     spec, counts = flow.spec, flow.units.events_of(flow.spec, name)
-    parts = 1 if name in spec.by_name and _chunked(spec, name) else spec.volleys(name).parts
+    parts = 1 if _chunked(spec, name) else spec.volleys(name).parts
     pools, synapses = spec.consumers[name]
     dense = bool(pools) or spec.cumulative(name) or isinstance(spec.by_name[name], PoolNode)
     idle = np.rint(parts * (1 - 1 / parts) ** counts).astype(np.int64)  # chunks without an event, if they are random
     volleys = np.full_like(counts, parts) if dense else parts - idle
-    work, outputs = np.zeros_like(counts), {}
+    work, tail, outputs = np.zeros_like(counts), np.zeros_like(counts[:, 0]), {}
     if synapses:
         work = counts + idle if dense else counts
         outputs[name] = None, 0, DIFFERENCE * spec.cumulative(name)
-    after = work // np.maximum(volleys, 1)
+    after = np.maximum(work // np.maximum(volleys, 1) - 1, 0)
     for pool in pools:
-        behind, further = _sending(flow, pool.name)[1::2]
-        own, lines, last, rest = _pooling(pool.spec, np.maximum(behind, spec.volleys(pool.name).parts))
-        work, after = np.maximum(work, own), np.maximum(after, lines)
-        for taker, (piece, more, delay) in further.items():
+        behind = _sending(flow, pool.name)
+        lines, last, rest = _pooling(pool.spec, np.maximum(behind.work, behind.volleys), behind.after)
+        work = np.maximum(work, lines + pool.spec.volleys.parts * prod(pool.spec.taps))
+        after = np.maximum(after, lines)
+        tail = np.maximum(tail, behind.after[:, -1] + behind.tail)
+        for taker, (piece, more, delay) in behind.outputs.items():
             outputs[taker] = (last, rest, delay) if piece is None else (last[piece], rest[:, piece] + more, delay)
-    return volleys, work, after, outputs
+    return _Sending(volleys, work, after, tail, outputs)
 
 
-def _pooling(spec: PoolSpec, behind: Array) -> tuple[Array, Array, Array, Array]:
-    """A pool's work by pixel of its source, where each window then costs ``behind`` (units, windows); of it, that of sending windows.
+def _pooling(spec: PoolSpec, behind: Array, after: Array) -> tuple[Array, Array, Array]:
+    """By pixel of a pool's source, the cycles of sending windows (units, pixels).
 
-    By window, the pixel with which it is sent, and the work (units, windows) that this pixel then still makes.
+    By window, the pixel with which it is sent, and the cycles (units, windows) from its events to the end of that pixel's work. A window
+    costs ``behind`` (units, windows), of which the pool does not wait for ``after`` if it is the last of its row.
     """
     (_, height, width), (_, rows, columns) = spec.volleys.shape, spec.output.shape
-    behind = behind.reshape(-1, rows, columns)
-    line = behind.sum(2) + LINE
+    behind, after = behind.reshape(-1, rows, columns), after.reshape(-1, rows, columns)[:, :, -1]
+    line = behind.sum(2) - after + LINE
     ends = (np.arange(rows) * spec.stride[0] + spec.kernel[0] - 1 - spec.padding[0]).clip(0, height - 1)
     ends[-1] = height - 1
     lines = np.zeros((len(behind), height, width), dtype=np.int64)
     lines[:, :, -1] = 1
     np.add.at(lines, (slice(None), ends, width - 1), line)  # type: ignore[arg-type]
-    after = np.zeros_like(line)
+    later = np.zeros_like(line)  # rows sent with the same pixel
     for row in reversed(range(rows - 1)):
         if ends[row] == ends[row + 1]:
-            after[:, row] = after[:, row + 1] + line[:, row + 1]
-    rest = line[:, :, None] - LINE - behind.cumsum(2) + after[:, :, None] + 1
-    last = np.repeat(ends * width + width - 1, columns)
-    flat = lines.reshape(len(lines), -1)
-    return flat + spec.volleys.parts * prod(spec.taps), flat, last, rest.reshape(len(rest), -1)
+            later[:, row] = later[:, row + 1] + line[:, row + 1]
+    rest = (line + later + 1 - LINE)[:, :, None] - behind.cumsum(2)
+    return lines.reshape(len(lines), -1), np.repeat(ends * width + width - 1, columns), rest.reshape(len(rest), -1)
 
 
 def worst_cycles(spec: CoreSpec) -> int:

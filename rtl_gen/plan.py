@@ -138,9 +138,15 @@ class Plan:
 
 
 def make_plan(
-    net: IntegerNet, budget: Budget, options: Options | None = None, *, images: Any = None, larger: Mapping[str, Budget] | None = None
+    net: IntegerNet,
+    budget: Budget,
+    options: Options | None = None,
+    *,
+    images: Any = None,
+    larger: Mapping[str, Budget] | None = None,
+    **asked: Any,
 ) -> Plan:
-    """A plan for ``net`` on ``budget`` as ``options`` ask.
+    """A plan for ``net`` on ``budget`` as ``options`` ask, or fields of `Options` by name.
 
     Starting from one lane everywhere, the busiest part gets what relieves it most for the room it takes, again and again, until
     there is no room or nothing relieves it. Of the plans on this way the one with the least area times time squared is taken; the
@@ -155,7 +161,7 @@ def make_plan(
     ------
     CascError: the network does not fit, by how much, and what would make it fit; or the target is out of reach.
     """
-    options = options or Options()
+    options = options or Options(**asked)
     _can_be_told(net, options.code)
     search = Search(net, budget, options, images)
     smallest = search.smallest()

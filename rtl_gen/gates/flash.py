@@ -84,7 +84,11 @@ class FlashReader(wiring.Component):
         ]
         with m.FSM(domain="io"):
             with m.State("pause"):
-                m.d.io += [wait.eq(wait + 1), command.eq(Mux(awake, Const(READ << 24 | spec.offset, 32), WAKE << 24)), left.eq(Mux(awake, 31, 7))]
+                m.d.io += [
+                    wait.eq(wait + 1),
+                    command.eq(Mux(awake, Const(READ << 24 | spec.offset, 32), WAKE << 24)),
+                    left.eq(Mux(awake, 31, 7)),
+                ]
                 with m.If(wait == PAUSE - 1):
                     m.d.io += pins.cs.eq(1)
                     m.next = "command"

@@ -41,6 +41,10 @@ class _ArraySpec:
             raise ValueError(f"{self.currents.lanes!r} lanes are not a power of two")
         if not len(self.thresholds) == len(self.biases) == self.currents.shape[0]:
             raise ValueError(f"{len(self.thresholds)} thresholds and {len(self.biases)} biases for {self.currents.shape[0]} channels")
+        if min(self.thresholds) < 1:
+            raise ValueError(f"a threshold of {min(self.thresholds)}; it must be positive")
+        if self.levels < 1:
+            raise ValueError(f"{self.levels!r} levels; there must be at least one")
 
     @property
     def count_bits(self) -> int:
@@ -111,6 +115,11 @@ class CountSpec(_ArraySpec):
     gain: int
     total: Interval
     dense: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gain < 1:
+            raise ValueError(f"a gain of {self.gain!r}; it must be positive")
 
     @property
     def volleys(self) -> VolleyFormat:

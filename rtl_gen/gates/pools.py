@@ -30,12 +30,16 @@ class PoolSpec:
     padding: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if any(padding >= kernel for padding, kernel in zip(self.padding, self.kernel, strict=True)):
-            raise ValueError(f"padding {self.padding!r} is not less than the kernel {self.kernel!r}")
+        if self.kind not in ("average", "max"):
+            raise ValueError(f"a pool of kind {self.kind!r}")
+        if min(*self.kernel, *self.stride) < 1:
+            raise ValueError(f"kernel {self.kernel!r} or stride {self.stride!r} is not positive")
+        if any(not 0 <= padding < kernel for padding, kernel in zip(self.padding, self.kernel, strict=True)):
+            raise ValueError(f"padding {self.padding!r} is negative, or not less than the kernel {self.kernel!r}")
         if min(self.output.shape[1:]) < 1:
             raise ValueError(f"kernel {self.kernel!r} is larger than the padded map {self.volleys.shape!r}")
         if self.kind == "max" and self.volleys.value.lo < 0:
-            raise ValueError(f"a maximum of values {self.volleys.value}, which may be negative")
+            raise ValueError(f"the maximum of values {self.volleys.value}, which may be negative")
 
     @property
     def output(self) -> VolleyFormat:
@@ -155,7 +159,7 @@ class WindowPool(wiring.Component):
                     m.d.sync += step.eq(self.i.p.step)
                     m.next = "empty"
             with m.State("empty"):
-                m.d.comb += [self.o.valid.eq(1), self.o.p.mark.eq(1), self.o.p.empty.eq(1)]
+                m.d.comb += [self.o.valid.eq(1), self.o.p.mark.eq(1), self.o.p.empty.eq(1), self.o.p.values.eq(0)]
                 with m.If(self.o.ready):
                     m.d.comb += self.i.ready.eq(1)
                     m.next = "take"

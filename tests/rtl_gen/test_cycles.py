@@ -34,7 +34,7 @@ TOLERANCE = 0.05
 
 
 def _graph(nodes: tuple[str, ...], levels: int = 4, margin: int | None = None, side: int = 10) -> IntegerNet:
-    """Images (1, ``side``, ``side``), ``nodes``, read-out of 5: "conv CHANNELS KERNEL [STRIDE] [+ NODES BACK]" or "KIND KERNEL [STRIDE]"."""
+    """Square images, ``nodes``, a read-out of 5: "conv CHANNELS KERNEL [STRIDE] [+ NODES BACK]" or "KIND KERNEL [STRIDE]"."""
     draw = torch.Generator().manual_seed(len(nodes))
     made: list[Layer | Pool] = []
     channels, size, unit = [1], [side], [255.0]  # of the image and of each node
@@ -148,7 +148,9 @@ def test_a_large_batch_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("rtl_gen.cycles.BATCH", 1)
     for one, two in zip(whole, measure(net, images, "spike"), strict=True):
         assert one.wakes.tolist() == two.wakes.tolist()
-        assert {name: events.tolist() for name, events in one.events.items()} == {name: events.tolist() for name, events in two.events.items()}
+        assert [(name, events.tolist()) for name, events in one.events.items()] == [
+            (name, found.tolist()) for name, found in two.events.items()
+        ]
 
 
 def test_beats_of_the_pixel_reader() -> None:
