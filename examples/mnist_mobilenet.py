@@ -28,13 +28,14 @@ def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def make(*channels: int) -> nn.Sequential:
-    one, two, three = channels or (16, 32, 64)
+    one, two, three, four = channels or (16, 32, 64, 64)
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(1, one, 3, stride=2, padding=1, bias=False), norm=norm(one), clip=ClipQuan(8),
             block1=separable(one, two),
             block2=separable(two, three, stride=2),
-            average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), readout=nn.Linear(three, 10),
+            block3=separable(three, four),
+            average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), readout=nn.Linear(four, 10),
         )
     )  # fmt: skip
 
@@ -43,15 +44,13 @@ RECIPE = replace(
     mnist_cnn_avg.RECIPE,
     name="mnist_mobilenet",
     make=make,
-    sizes=(16, 32, 64),
-    activity=0.5,
-    quiet=0.5,
+    sizes=(16, 32, 64, 64),
+    activity=0.3,
+    quiet=0.3,
     bits={
         "conv": 4,
-        "block1.depthwise": 8,
-        "block1.pointwise": 4,
-        "block2.depthwise": 8,
-        "block2.pointwise": 4,
+        **{f"block{index}.depthwise": 8 for index in (1, 2, 3)},
+        **{f"block{index}.pointwise": 4 for index in (1, 2, 3)},
         "readout": 4,
     },
 )

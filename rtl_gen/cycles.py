@@ -23,7 +23,6 @@ from casc_hw.network import IMAGE, IntegerNet, MapShape, Pool
 from casc_hw.reference import events_of, quantised_ann, simulate
 from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
 from rtl_gen.gates.neurons import LATENCY, VOLLEYS, NeuronSpec
-from rtl_gen.gates.pools import PoolSpec
 from rtl_gen.gates.synapses import CREDITS
 from rtl_gen.gates.walk import Geometry
 
@@ -44,8 +43,6 @@ READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, DIFFERENCE = 1, 2, 1, 1, 1, 1, 1
 """Cycles from one part to the next beside its own, and beside the stages of the synapses' and the neurons' pipelines."""
 HELD = 2
 """Events that a register in front of the walk, and one behind the pixel reader, hold."""
-LINE = 2
-"""Cycles of a pool beside those of its windows, for a row of them."""
 RESULT = 4
 """Cycles of the read-out for a result beside those of the sums."""
 VERDICT, AGAIN = 2, 3
@@ -304,8 +301,7 @@ class _Flow:
         for node in spec.layers[:1] if entry else spec.layers:
             layer = _Layer(self, node)
             self.layers.append(layer)
-            if layer.sender is not None:
-                self.senders |= dict.fromkeys(layer.sender.outputs, layer.sender)
+            self.senders |= {sender.name: sender for sender in layer.senders}
 
     def unit(self, step: int) -> slice:
         """The units of ``step``."""
@@ -403,7 +399,7 @@ class _Server:
         return ends
 
 
-def _room(rows: int, given: Array, taken: Array, spent: Array, capacity: int) -> tuple[Array, Array]:
+def _room(rows: int, given: Array, taken: Array, spent: Array, capacity: Array | int) -> tuple[Array, Array]:
     """What must have happened for a server to be rid of a piece, where ``capacity`` transfers fit between it and the next.
 
     ``given``, ``taken`` (units, pieces): transfers of each piece of the one and of the other server; ``spent``: cycles in which the
@@ -429,37 +425,31 @@ def _running(rows: int, each: Array) -> Array:
 
 
 class _Sender(_Server):
-    """What sends events: pixel by pixel, then the mark.
+    """What sends the events of node ``name``: pixel by pixel, then the mark; the last piece of work is the mark's.
 
-    ``outputs``: by name of the map, the piece (pixels,) that sends a pixel (None: each its own), the work (units, pixels) that it has
-    still to do then, and the cycles until the event arrives.
+    ``sent``: the piece (pixels,) that sends a pixel, None where each is its own; ``rest`` (units, pixels): cycles from then to the end of
+    the piece. ``times`` (rows, pixels + 1): when an event, at last the mark, is there for the next part.
     """
 
-    def __init__(self, flow: _Flow, work: _Work, outputs: dict[str, tuple[Array | None, Array | int, int]]):
+    def __init__(self, flow: _Flow, name: str, work: _Work, delay: int, sent: Array | None = None, rest: Array | None = None):
         super().__init__(flow, work)
-        self.outputs = outputs
-        self.times: dict[str, Array] = {}
+        self.name, self.delay, self.sent, self.rest = name, delay, sent, rest
+        self.times: Array = None
 
     def send(self, step: int, ready: Array) -> None:
         """``ready`` (rows, pieces; overwritten): when a piece's work can begin."""
         ends = self.serve(step, ready)
-        for name, (pieces, rest, delay) in self.outputs.items():
-            if pieces is None:
-                self.times[name] = ends + delay
-                continue
-            times = self.times[name] = np.empty((self.flow.rows, len(pieces) + 1), dtype=np.int64)
-            np.subtract(ends[:, pieces], rest[self.flow.unit(step)], out=times[:, :-1])  # type: ignore[index]
-            times[:, -1] = ends[:, -1]
-            times += delay
+        if self.sent is None or self.rest is None:
+            self.times = ends + self.delay
+        else:
+            self.times = np.concatenate([ends[:, self.sent] - self.rest[self.flow.unit(step)], ends[:, -1:]], axis=1) + self.delay
 
     def feed(self, engine: _Engine, room: tuple[Array, Array]) -> None:
         """Wait for ``room`` (for each pixel's events and the mark) before ``engine``."""
-        pieces, rest, delay = self.outputs[engine.source]
-        if pieces is None:
-            self.wait_for(engine, room, -delay)
+        if self.sent is None or self.rest is None:
+            self.wait_for(engine, room, -self.delay)
         else:
-            every = np.append(pieces, self.pieces - 1)
-            self.wait_for(engine, room, np.pad(rest, ((0, 0), (0, 1))) - delay, every)
+            self.wait_for(engine, room, _marked(self.rest, 0) - self.delay, np.append(self.sent, self.pieces - 1))
 
 
 class _Reader(_Sender):
@@ -470,7 +460,7 @@ class _Reader(_Sender):
         work = units.keep(
             ("reader", pixels), lambda: _Work(np.stack([_reading(one, pixels.shape, pixels.beat) for one in units.activities]))
         )
-        super().__init__(flow, work, {IMAGE: (None, 0, READER)})
+        super().__init__(flow, IMAGE, work, READER)
         self.ends[:, 0] = 0
 
 
@@ -532,10 +522,11 @@ class _Engine(_Server):
         return index[:, self.upto] + (np.arange(len(seen)) % rows * (pieces + 1))[:, None], _marked(np.maximum(self.counts - 1, 0), 0)
 
     def _entry(self, rows: int) -> tuple[Array, Array]:
-        """The room for events of the source's pieces and the mark, in the queue and beside it."""
+        """The room for events of the source's pieces and the mark, in the queue and beside it; no piece waits for its own events."""
         cells = _between(self.counts, self.upto)
         cells[:, -1] += 1
-        return _room(rows, _marked(self.counts, 1), cells, cells, self.taken.queue + HELD * (1 + (self.source == IMAGE)))
+        given = _marked(self.counts, 1)
+        return _room(rows, given, cells, cells, np.maximum(given, self.taken.queue + HELD * (1 + (self.source == IMAGE))))
 
     def _tables(self, flow: _Flow, neurons: _Neurons) -> tuple[_Work, Array, Array | int, tuple[Array, Array] | None, Array]:
         """Work by cell; its events; by pixel, from its cell's end to when its neurons can begin; room for its chunks before them.
@@ -570,7 +561,7 @@ class _Engine(_Server):
     def step(self, step: int) -> Array:
         """When the neurons of each piece can begin, (rows, pieces); of a flat geometry, of the first."""
         unit = self.flow.unit(step)
-        times = self.sender.times[self.source] - self.lead[unit]
+        times = self.sender.times - self.lead[unit]
         ready = times.reshape(-1)[self.following[unit]]
         ready -= self.start[unit]
         ready += (QUEUE if self.taken.queue else 0) + WALK
@@ -618,11 +609,13 @@ class _Neurons(_Server):
         self.driven = flow.played and node is flow.spec.layers[0]
         engines = ((one.spec.passes, one.spec.lanes, one.spec.stages) for one in node.inputs)
         self.key = ("neurons", node.name, self.currents.lanes, *engines)
-        work, wait, self.sending, self.outputs, self.behind, self.full = flow.keep(self.key, lambda: self._tables(flow))
+        work, wait, self.quiet = flow.keep(self.key, lambda: self._tables(flow))
         super().__init__(flow, work, wait)
+        self.offered = slice(0, self.size)
+        self.delay = NEURONS + (0 if node.neurons is None else node.neurons.latency)
 
-    def _tables(self, flow: _Flow) -> tuple[_Work, Array | None, _Work | None, Any, Array | None, Any]:
-        """Work and waits between steps; work of what sends, and its outputs; how far it may be behind; the room before it."""
+    def _tables(self, flow: _Flow) -> tuple[_Work, Array | None, Array]:
+        """Work; cycles that must lie between steps (units,); whether a step is passed on as such (units,)."""
         node, units = self.node, flow.units
         work = np.full((len(units.wakes), self.size + 1), self.chunks * (1 if flow.entry else self.chunk_cycles))
         work[:, -1] = 0
@@ -637,43 +630,140 @@ class _Neurons(_Server):
                 else:
                     again[:, :1] = np.maximum(again[:, :1], each * (one.spec.passes - 1))
         if flow.entry:
-            return _Work(work, again), None, None, None, None, None
+            return _Work(work, again), None, np.zeros(len(work), dtype=bool)
         none = np.zeros(len(work), dtype=np.int64)
-        quiet = ~units.wakes
+        quiet = np.ones(len(work), dtype=bool)
         if not self.driven:
-            quiet &= sum((units.events_of(flow.spec, one.source or IMAGE).sum(1) for one in node.inputs), none) == 0
+            quiet = sum((units.events_of(flow.spec, one.source or IMAGE).sum(1) for one in node.inputs), none) == 0
         if node.neurons is None:
+            quiet[: flow.rows if flow.played else None] = False  # what is left of the image before is cleared
             work[quiet] = 0
             work[quiet, -2] = self.chunk_cycles
             if not flow.played:
                 work[:, -1] = prod(self.currents.shape) + self.currents.chunks + RESULT
-            return _Work(work, again), None, None, None, None, None
+            return _Work(work, again), None, quiet
         own = units.events[node.name].sum(1)
-        quiet &= np.concatenate([none[: flow.rows], own[: -flow.rows]]) == 0
-        sending = _sending(flow, node.name)
-        sent, after, volleys = _marked(sending.work, 1), _marked(sending.after, 0), _marked(sending.volleys, 0)
-        sent[:, -1] += sending.tail
-        for part, mark in ((work, 1), (sent, 1), (after, 0), (volleys, 0)):
-            part[quiet] = 0
-            part[quiet, -1] = mark
-        full = _room(flow.rows, volleys, volleys, sent - after, VOLLEYS)
+        quiet &= ~units.wakes & (np.concatenate([none[: flow.rows], own[: -flow.rows]]) == 0)
+        work[quiet] = 0
+        work[quiet, -1] = 1
         wait = None
         if isinstance(node.neurons, NeuronSpec):
             wait = (LATENCY - 1) * (quiet | (self.currents.chunks < LATENCY))
-        delay = node.neurons.latency + NEURONS
-        return _Work(work, again), wait, _Work(sent), sending.outputs, delay - np.minimum(work, sent), full
+        return _Work(work, again), wait, quiet
+
+    def volleys(self, flow: _Flow) -> Array:
+        """Volleys that each piece sends, (units, pieces)."""
+        return flow.keep(("volleys", *self.key), lambda: self._volleys(flow))
+
+    def _volleys(self, flow: _Flow) -> Array:
+        counts = flow.units.events_of(flow.spec, self.node.name)
+        found = _marked(np.full_like(counts, self.chunks) if self._dense(flow) else self.chunks - _idle(counts, self.chunks), 0)
+        found[self.quiet] = 0
+        found[self.quiet, -1] = 1
+        return found
+
+    def _dense(self, flow: _Flow) -> bool:
+        return bool(flow.spec.consumers[self.node.name][0]) or flow.spec.cumulative(self.node.name)
+
+
+def _idle(counts: Array, chunks: int) -> Array:
+    """Chunks without an event, of ``chunks`` that have so many by chance."""
+    return np.rint(chunks * (1 - 1 / chunks) ** counts).astype(np.int64)
+
+
+class _Encoder(_Sender):
+    """The encoder behind neurons; its pieces are theirs."""
+
+    def __init__(self, flow: _Flow, neurons: _Neurons):
+        self.neurons = neurons
+        work, self.behind, full = flow.keep(("encoder", *neurons.key), lambda: self._tables(flow))
+        super().__init__(flow, neurons.node.name, work, DIFFERENCE * flow.spec.cumulative(neurons.node.name))
+        neurons.wait_for(self, full)
+
+    def _tables(self, flow: _Flow) -> tuple[_Work, Array, tuple[Array, Array]]:
+        """Work; from a piece's last volley to when its work can begin; the room before it."""
+        neurons, volleys = self.neurons, self.neurons.volleys(flow)
+        counts = flow.units.events_of(flow.spec, neurons.node.name)
+        work = _marked(counts + _idle(counts, neurons.chunks) if neurons._dense(flow) else counts, 1)
+        work[neurons.quiet, :-1] = 0
+        after = np.maximum(work // np.maximum(volleys, 1) - 1, 0)  # events of a piece's last volley
+        return _Work(work), neurons.delay - np.minimum(neurons.work.each, work), _room(flow.rows, volleys, volleys, work - after, VOLLEYS)
+
+    def step(self, step: int) -> None:
+        self.send(step, self.neurons.of(step) + self.behind[self.flow.unit(step)])
+
+
+class _Pool(_Sender):
+    """A pool and the encoder behind it. Its pieces are the pixels that it takes, those of a row followed by the windows it completes."""
+
+    def __init__(self, flow: _Flow, node: PoolNode, source: _Neurons | _Pool):
+        self.node, self.source = node, source
+        self.quiet: Array = source.quiet
+        self.key: tuple[Hashable, ...] = (node.name, *source.key)
+        work, rest, self.taken, windows, self.behind, full = flow.keep(("pool", *self.key), lambda: self._tables(flow))
+        super().__init__(flow, node.name, work, DIFFERENCE * flow.spec.cumulative(node.name), windows, rest)
+        self.offered = windows
+        source.wait_for(self, full, 0, None if isinstance(source, _Neurons) else source.sent)
+
+    def volleys(self, flow: _Flow) -> Array:
+        """Volleys that each window sends, (units, windows)."""
+        return np.where(self.quiet[:, None], 0, np.full_like(self.rest, self.node.spec.output.parts))
+
+    def _tables(self, flow: _Flow) -> tuple[_Work, Array, Array, Array, Array, tuple[Array, Array]]:
+        """Work; from a window's events to its piece's end; pieces that take pixels, that send windows; `_Encoder._tables`' last two."""
+        spec, counts = self.node.spec, flow.units.events_of(flow.spec, self.node.name)
+        (_, height, width), (_, rows, columns), parts = spec.volleys.shape, spec.output.shape, spec.output.parts
+        ends = (np.arange(rows) * spec.stride[0] + spec.kernel[0] - 1 - spec.padding[0]).clip(0, height - 1)
+        ends[-1] = height - 1
+        windows = ((ends[:, None] + 1) * width + np.arange(rows * columns).reshape(rows, columns)).reshape(-1)
+        taken = np.delete(np.arange(height * width + rows * columns), windows)
+        take = np.full(height * width, parts * prod(spec.taps))
+        take[width - 1 :: width] += 1
+        send = np.full_like(counts, parts)
+        if flow.spec.consumers[self.node.name][1]:
+            send = np.maximum(send, counts + _idle(counts, parts))
+        rest = np.zeros_like(send)
+        send[:, ::columns] += 1
+        last = slice(columns - 1, None, columns)  # of a row: the pool does not wait for the events of its last volley
+        rest[:, last] = 1 - np.maximum(send[:, last] // parts - 1, 0)
+        send[:, last] += rest[:, last]
+        work = np.zeros((len(counts), height * width + rows * columns + 1), dtype=np.int64)
+        work[:, taken], work[:, windows], work[:, -1] = take, send, 1 - rest[:, -1]
+        work[self.quiet] = 0
+        work[self.quiet, -1] = 2
+        given, volleys, spent = self.source.volleys(flow), np.zeros_like(work), np.zeros_like(work)
+        pixels = given[:, : height * width]
+        volleys[:, taken], spent[:, taken] = pixels, parts * prod(spec.taps) * (pixels > 0)
+        volleys[self.quiet, -1] = 1
+        full = _room(flow.rows, given, volleys, spent, VOLLEYS if isinstance(self.source, _Neurons) else 0)
+        behind = self.source.delay - np.minimum(self.source.work.each[:, self.source.offered], work[:, taken])
+        return _Work(work), rest, taken, windows, behind, full
+
+    def step(self, step: int) -> None:
+        ready = np.full((self.flow.rows, self.pieces), NEVER)
+        ends = self.source.of(step)
+        ready[:, self.taken] = ends[:, self.source.offered] + self.behind[self.flow.unit(step)]
+        ready[:, -1] = ends[:, -1]
+        self.send(step, ready)
 
 
 class _Layer:
-    """A layer's engines, its neurons or the read-out, and what sends their events."""
+    """A layer's engines, its neurons or the read-out, and what sends their events and those of the pools behind them."""
 
     def __init__(self, flow: _Flow, node: LayerSpec):
         self.flow, self.name, self.neurons = flow, node.name, _Neurons(flow, node)
         self.engines = [] if self.neurons.driven else [_Engine(flow, node, index, self.neurons) for index in range(len(node.inputs))]
-        self.sender: _Sender | None = None
-        if self.neurons.sending is not None:
-            self.sender = _Sender(flow, self.neurons.sending, self.neurons.outputs)
-            self.neurons.wait_for(self.sender, self.neurons.full)
+        self.senders: list[_Encoder | _Pool] = []
+        self.last = node.neurons is None
+        if self.last or flow.entry:
+            return
+        if flow.spec.consumers[node.name][1]:
+            self.senders.append(_Encoder(flow, self.neurons))
+        sources: list[_Neurons | _Pool] = [self.neurons]
+        for source in sources:
+            pools = [_Pool(flow, pool, source) for pool in flow.spec.consumers[source.node.name][0]]
+            sources += pools
+            self.senders += pools
 
     def step(self, step: int, begin: Array) -> Array:
         """When the last neuron has begun (rows,); ``begin`` is when the first may, of a layer that is played to or kept."""
@@ -686,85 +776,20 @@ class _Layer:
         ends = self.neurons.serve(step, ready)
         for engine in self.engines:
             if engine.geometry.flat:  # takes nothing more until its neurons have left
-                engine.ends[:, step + 1] = ends[:, -2 if self.sender is None else -1]
-        if self.sender is not None:
-            self.sender.send(step, ends + self.neurons.behind[self.flow.unit(step)])
+                engine.ends[:, step + 1] = ends[:, -2 if self.last else -1]
+        for sender in self.senders:
+            sender.step(step)
         return ends[:, -2]
 
     def works(self) -> dict[str, Array]:
         """By part, cycles of work (units,)."""
         found = {f"{self.name} synapses": np.max([engine.total for engine in self.engines], axis=0)} if self.engines else {}
-        if self.sender is not None:
-            found |= {f"{self.name} neurons": self.neurons.work.total, f"{self.name} encoder": self.sender.work.total}
-        elif not self.flow.entry:
+        if self.senders:
+            found[f"{self.name} neurons"] = self.neurons.work.total
+            found[f"{self.name} encoder"] = np.max([sender.work.total for sender in self.senders], axis=0)
+        elif self.last:
             found["read-out"] = self.neurons.work.total
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Sending:
-    """What becomes of a node's volleys, (units, pieces) each unless told otherwise.
-
-    Attributes
-    ----------
-    volleys: how many a piece sends.
-    work: of the encoder and the pools that take them.
-    after: of it, what is left when the last volley of a piece has been taken.
-    tail: (units,): of a step, what is left when the last piece is done.
-    outputs: see `_Sender`.
-    """
-
-    volleys: Array
-    work: Array
-    after: Array
-    tail: Array
-    outputs: dict[str, tuple[Array | None, Array | int, int]]
-
-
-def _sending(flow: _Flow, name: str) -> _Sending:
-    """Of node ``name``."""
-    spec, counts = flow.spec, flow.units.events_of(flow.spec, name)
-    parts = 1 if _chunked(spec, name) else spec.volleys(name).parts
-    pools, synapses = spec.consumers[name]
-    dense = bool(pools) or spec.cumulative(name) or isinstance(spec.by_name[name], PoolNode)
-    idle = np.rint(parts * (1 - 1 / parts) ** counts).astype(np.int64)  # chunks without an event, if they are random
-    volleys = np.full_like(counts, parts) if dense else parts - idle
-    work, tail, outputs = np.zeros_like(counts), np.zeros_like(counts[:, 0]), {}
-    if synapses:
-        work = counts + idle if dense else counts
-        outputs[name] = None, 0, DIFFERENCE * spec.cumulative(name)
-    after = np.maximum(work // np.maximum(volleys, 1) - 1, 0)
-    for pool in pools:
-        behind = _sending(flow, pool.name)
-        lines, last, rest = _pooling(pool.spec, np.maximum(behind.work, behind.volleys), behind.after)
-        work = np.maximum(work, lines + pool.spec.volleys.parts * prod(pool.spec.taps))
-        after = np.maximum(after, lines)
-        tail = np.maximum(tail, behind.after[:, -1] + behind.tail)
-        for taker, (piece, more, delay) in behind.outputs.items():
-            outputs[taker] = (last, rest, delay) if piece is None else (last[piece], rest[:, piece] + more, delay)
-    return _Sending(volleys, work, after, tail, outputs)
-
-
-def _pooling(spec: PoolSpec, behind: Array, after: Array) -> tuple[Array, Array, Array]:
-    """By pixel of a pool's source, the cycles of sending windows (units, pixels).
-
-    By window, the pixel with which it is sent, and the cycles (units, windows) from its events to the end of that pixel's work. A window
-    costs ``behind`` (units, windows), of which the pool does not wait for ``after`` if it is the last of its row.
-    """
-    (_, height, width), (_, rows, columns) = spec.volleys.shape, spec.output.shape
-    behind, after = behind.reshape(-1, rows, columns), after.reshape(-1, rows, columns)[:, :, -1]
-    line = behind.sum(2) - after + LINE
-    ends = (np.arange(rows) * spec.stride[0] + spec.kernel[0] - 1 - spec.padding[0]).clip(0, height - 1)
-    ends[-1] = height - 1
-    lines = np.zeros((len(behind), height, width), dtype=np.int64)
-    lines[:, :, -1] = 1
-    np.add.at(lines, (slice(None), ends, width - 1), line)  # type: ignore[arg-type]
-    later = np.zeros_like(line)  # rows sent with the same pixel
-    for row in reversed(range(rows - 1)):
-        if ends[row] == ends[row + 1]:
-            later[:, row] = later[:, row + 1] + line[:, row + 1]
-    rest = (line + later + 1 - LINE)[:, :, None] - behind.cumsum(2)
-    return lines.reshape(len(lines), -1), np.repeat(ends * width + width - 1, columns), rest.reshape(len(rest), -1)
 
 
 def worst_cycles(spec: CoreSpec) -> int:

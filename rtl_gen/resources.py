@@ -29,12 +29,14 @@ _BLOCKS = {
     "SB_RAM40_4K": ((256, 16), (512, 8), (1024, 4), (2048, 2)),
 }
 """Shapes (rows, bits) that one block RAM takes."""
-LINK_LUT4, LINK_FF = 870, 580
-"""Host link, clocks and LEDs: a fixed price a board pays."""
+LINK_LUT4, LINK_FF = 1020, 370
+"""Host link, clocks and LEDs, memories aside: a fixed price a board pays."""
 VOLLEYS = 16
 """Places for volleys behind neurons."""
-UNPAIRED, ICE40 = 0.5, 0.8
-"""Flip-flops of an iCE40 that find no LUT4 to share a logic cell with; LUT4s that it takes for each the model counts otherwise."""
+ECP5, ICE40 = 0.95, 0.8
+"""LUT4s for each of a part's own: across parts synthesis saves some, and on iCE40 the ends of carry chains cost none."""
+UNPAIRED = 0.5
+"""Flip-flops of an iCE40 that find no LUT4 to share a logic cell with."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Part:
         lut4 = self.lut4 + sum(memory.lut4 for memory in self.memories)
         ff = self.ff + sum(memory.ff for memory in self.memories)
         blocks, sprams = (sum(memory.blocks for memory in self.memories if memory.place == place) for place in ("block", "spram"))
-        return (lut4 if self.ecp5 else ICE40 * lut4 + UNPAIRED * ff), ff, blocks, self.dsps, sprams
+        return (ECP5 * lut4 if self.ecp5 else ICE40 * lut4 + UNPAIRED * ff), ff, blocks, self.dsps, sprams
 
 
 def estimate(spec: CoreSpec, budget: Budget) -> Resources:
@@ -163,7 +165,10 @@ def parts(spec: CoreSpec, budget: Budget) -> dict[str | None, Part]:
 def _link(part: Part, spec: CoreSpec) -> None:
     """The link's pixel buffer of two images, and the book of answers."""
     part.memory("pixels of two images", 2 * spec.pixels.size, spec.pixels.maximum.bit_length())
-    part.memory("answers", 160 + 4 * prod(spec.readout.currents.shape), 8)
+    book = 160 + 4 * prod(spec.readout.currents.shape)
+    if not part.ecp5 or book > 256:  # the small one is counted with the link
+        part.memory("answers", book, 8)
+    part.memory("requests", 16, 14)
     part.add(8 * spec.pixels.beat + 60, (spec.pixels.maximum.bit_length() + 1) * spec.pixels.beat)
     if any(synapses.spec.store for layer in spec.layers for synapses in layer.inputs):
         part.add(180, 150)  # what reads them from flash
@@ -225,12 +230,9 @@ def _synapses(part: Part, spec: SynapsesSpec) -> None:
         part.memory("weights", spec.row_count, places * bits, rom=True)
     else:
         part.memories.append(MemoryPlan("weights", spec.row_count, places * bits, "spram", spec.store.parts, 60, 32))
-    products = _products(part, spec)
-    dsp = spec.multiplies and spec.multiplier == "dsp"
-    part.adders(places, width + (dsp and _paired(spec)))
+    _products(part, spec)
+    part.adders(places, width + (spec.multiplies and spec.multiplier == "dsp" and _paired(spec)))
     part.add(places * width * (geometry.kept_rows or taps_x > 1), places * width)
-    if part.ecp5 or not dsp:  # else in the DSP: what comes out of the memory, once more, and the products
-        part.add(0, places * (bits + products))
 
     if geometry.kept_rows:
         kept_rows = taps_y - (geometry.stride[0] == 1)
@@ -260,32 +262,35 @@ def _product(spec: SynapsesSpec) -> Interval:
     return Interval(-half, half - 1) * spec.events.value
 
 
-def _products(part: Part, spec: SynapsesSpec) -> int:
-    """Adds what makes the products of weights and values; bits of one."""
+def _products(part: Part, spec: SynapsesSpec) -> None:
+    """What makes the products of weights and values, and keeps both a cycle.
+
+    Weights of few rows are almost constants; of one row, equal ones share a product.
+    """
     places, bits, value = len(spec.slots) * spec.lanes, spec.weight_bits, spec.events.value
     product = _product(spec).signed_bits
+    count: float = min(places, 1 << bits) if spec.row_count == 1 else places * {2: 0.5, 3: 0.75, 4: 0.75}.get(spec.row_count, 1)
     if not spec.multiplies:
         if value.lo < 0:
-            part.adders(places, bits)
-            part.add(places * (bits + 1))
-        return product
-    if spec.multiplier == "logic":
+            part.adders(count, bits)
+            part.add(count * (bits + 1))
+    elif spec.multiplier == "logic":
         multiple, digits = (value * Interval(-2, 3)).signed_bits, -(-bits // 2)
-        part.add(places * digits * multiple * 1.3)
+        part.add(count * digits * multiple * (1.3 if spec.row_count > 1 else 0))
         part.adders(2, multiple)
         if digits > 1:
-            part.adders(places, product - 2)
+            part.adders(count, product - 2)
         if digits > 2:  # carries are saved
-            part.add(places * (digits - 2) * 2 * product, places * digits * multiple)
-        return product
-    if not _paired(spec):
+            part.add(count * (digits - 2) * 2 * product, count * digits * multiple)
+    elif not _paired(spec):
         part.dsps += places
-        return product
-    part.dsps += -(-places // 2)
-    part.adders(places // 2, bits + 1)
-    if not part.ecp5:
-        part.add(places // 2 * 10 * max(product + bits + 1 - 16, 0))  # beyond the 16 bits of a multiplier
-    return product
+    else:
+        part.dsps += -(-places // 2)
+        part.adders(places // 2, bits + 1)
+        if not part.ecp5:
+            part.add(places // 2 * 10 * max(product + bits + 1 - 16, 0))  # beyond the 16 bits of a multiplier
+    if part.ecp5 or not spec.multiplies or spec.multiplier == "logic":  # else they are in the DSP
+        part.add(0, count * (product + bits * (spec.row_count > 1)))
 
 
 def _neurons(part: Part, spec: NeuronSpec) -> None:
@@ -339,8 +344,7 @@ def _difference(part: Part, volleys: VolleyFormat, events: EventFormat) -> None:
 def _encoder(part: Part, volleys: VolleyFormat, events: EventFormat) -> None:
     lanes = volleys.lanes
     value = 1 if volleys.value.lo >= -1 and volleys.value.hi <= 1 else volleys.value.bits
-    part.add(25 + lanes * (8 + 1.5 * value + 0.7 * lanes), lanes * (1 + volleys.value.bits) + 20)
-    part.skid(_width(events))
+    part.add(20 + lanes * (8 + 1.5 * value + 0.9 * lanes), lanes * (1 + volleys.value.bits) + 16)
 
 
 def _readout(part: Part, spec: ReadOutSpec) -> None:
@@ -358,7 +362,7 @@ def _width(events: EventFormat) -> int:
 
 def _choice(ways: int) -> float:
     """LUT4s that choose one bit of so many, as synthesis makes it of an array."""
-    return 0 if ways == 1 else ways * (0.7 if ways <= 6 else 1.1 if ways <= 10 else 2)
+    return 0 if ways == 1 else ways * (0.7 if ways <= 6 else 1.1 if ways <= 10 else 1.7)
 
 
 def _memory(name: str, rows: int, bits: int, budget: Budget, rom: bool) -> MemoryPlan:
