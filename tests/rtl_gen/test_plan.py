@@ -97,7 +97,7 @@ def test_max_share_is_honoured(share: float) -> None:
     assert plan.resources.lut4 > (share - 0.25) * 5280  # and made use of
 
 
-@pytest.mark.parametrize("luts", [6000, 9000, 20000])
+@pytest.mark.parametrize("luts", [6000, 9000, 18000])
 def test_max_lut_is_honoured_and_stands_above_the_share(luts: int) -> None:
     plan = make_plan(CONV, SMALL, Options(max_lut=luts, max_share=0.5, fastest=True))
     assert 0.6 * luts < plan.resources.lut4 <= luts

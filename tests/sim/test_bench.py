@@ -52,7 +52,7 @@ def test_equal(simulator: str, stall: float, net: IntegerNet, spec: CoreSpec, im
     assert result.spikes_compared == 40 * 32 * 9  # eight wake steps and a silent one
     assert result.sleep_steps.min == result.sleep_steps.max == 1
     if stall == 0:
-        predicted = predict(spec, measure(net, images))
+        predicted = predict(spec, measure(net, images, "spike"))
         assert predicted.interval == pytest.approx(result.cycles.median, rel=0.12)
 
 
@@ -60,7 +60,7 @@ def test_equal(simulator: str, stall: float, net: IntegerNet, spec: CoreSpec, im
 def test_another_network_is_told(net: IntegerNet, spec: CoreSpec, images: torch.Tensor, work: Path) -> None:
     threshold = net.layers[0].threshold.clone()
     threshold[3] = threshold[3] // 3
-    other = replace(net, layers=(replace(net.layers[0], threshold=threshold), net.layers[1]))
+    other = replace(net, nodes=(replace(net.nodes[0], threshold=threshold), net.nodes[1]))
     result = run_bench(other, spec, images, work)
     assert result.mismatches > 0
     assert "layer 0, image " in result.messages[0]
