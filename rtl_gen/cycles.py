@@ -332,11 +332,12 @@ class _Flow:
         return done
 
     def _begin(self, step: int, done: Array) -> Array:
-        """At once; but a sleep step waits for the verdict on the one that is as many before it as may be under way."""
+        """At once; but a sleep step waits for the verdict on the sleep step that is as many before it as may be under way."""
         ahead = self.spec.schedule.depth + 1 if self.spec.schedule is not None else 0
         if not self.played or step < ahead:
             return np.zeros(self.rows, dtype=np.int64)
-        return np.where(self.units.wakes[self.unit(step)], 0, done[step - ahead] + VERDICT)
+        wakes = self.units.wakes
+        return np.where(wakes[self.unit(step)] | wakes[self.unit(step - ahead)], 0, done[step - ahead] + VERDICT)
 
     def busy(self, owner: Array) -> dict[str, float]:
         """By part, cycles of work of an image (median); ``owner``: the image of each row."""
