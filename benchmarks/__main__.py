@@ -34,7 +34,7 @@ class Case:
 
 
 CASES = (
-    Case("mnist_mlp", "ulx3s-85f", "count", ("--lanes", "hidden=128x8"), 250),
+    Case("mnist_mlp", "ulx3s-85f", "count", ("--lanes", "hidden=128x4"), 250),
     Case("mnist_mlp", "ulx3s-85f", "spike", (), 700),
     Case("mnist_cnn_avg", "ulx3s-85f", "count", (), 2500),
     Case("mnist_cnn_avg", "ulx3s-85f", "spike", (), 12_000),
@@ -68,7 +68,8 @@ def row(case: Case, said: dict[str, Any]) -> list[str]:
     plan, build, sim = said["plan"], said["build"], said["sim"]
     cycles, predicted = sim["cycles"]["median"], plan["prediction"]["interval"]
     lut4, estimated = build["utilisation"]["LUT4"][0], plan["resources"]["lut4"]
-    bound = max(plan["limits"]["plan"], plan["limits"]["events"])
+    limits = plan["bottleneck"]["limits"]
+    bound = max(limits["plan"], limits["events"])
     return [
         plan["net"],
         build["board"],

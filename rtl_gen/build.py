@@ -30,6 +30,7 @@ from amaranth.hdl import Elaboratable
 from casc_hw.errors import CascError
 from rtl_gen import tools
 from rtl_gen.budget import Budget
+from rtl_gen.verilog import UNDEFINED_COLLISIONS
 
 ROUNDING = 0.999
 """nextpnr keeps periods in whole picoseconds and rounds a PLL's down, at most by this factor; the choice leaves room for it."""
@@ -85,6 +86,7 @@ _UNINITIALISED = r"delete t:$meminit_v2 r:MEMID=\spram %i"
 _FLOWS = {
     "ecp5": _Flow(
         ("yosys", "nextpnr-ecp5", "ecppack"),
+        f"{UNDEFINED_COLLISIONS}\n"
         # Purged: with all of the names, yosys 0.70 fails an assertion after ABC for some designs.
         "synth_ecp5 -top top -run begin:map_luts\nopt_clean -purge\nsynth_ecp5 -top top -run map_luts:",
         ("--lpf", "top.lpf"),
@@ -96,7 +98,7 @@ _FLOWS = {
     ),
     "ice40": _Flow(
         ("yosys", "nextpnr-ice40", "icepack"),
-        f"{_UNINITIALISED}\nsynth_ice40 -device u -dsp -top top",
+        f"{UNDEFINED_COLLISIONS}\n{_UNINITIALISED}\nsynth_ice40 -device u -dsp -top top",
         ("--pcf", "top.pcf"),
         "asc",
         "asc",

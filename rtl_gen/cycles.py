@@ -23,6 +23,7 @@ from casc_hw.network import IMAGE, IntegerNet, MapShape, Pool
 from casc_hw.reference import events_of, quantised_ann, simulate
 from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
 from rtl_gen.gates.neurons import LATENCY, VOLLEYS, NeuronSpec
+from rtl_gen.gates.serial import SETTLE, SerialSpec
 from rtl_gen.gates.synapses import CREDITS
 from rtl_gen.gates.walk import Geometry
 
@@ -39,8 +40,10 @@ NEVER = -(1 << 60)
 CACHED = 128 << 20
 """Bytes of intermediate results that are kept from one prediction to the next."""
 
-READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, DIFFERENCE = 1, 2, 1, 1, 1, 1, 1
+READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, DIFFERENCE = 1, 3, 1, 1, 1, 1, 1
 """Cycles from one part to the next beside its own, and beside the stages of the synapses' and the neurons' pipelines."""
+SENT = 2
+"""Cycles in which serial synapses send a chunk."""
 HELD = 2
 """Events that a register in front of the walk, and one behind the pixel reader, hold."""
 RESULT = 4
@@ -170,10 +173,11 @@ def predict(spec: CoreSpec, activities: Sequence[Activity]) -> Prediction:
         busy = alone.busy(every)
     else:
         alone, steps = _Flow(spec, batch.images, 1, entry=True), _Flow(spec, batch.blocks, batch.steps)
-        ends = steps.run()[batch.lengths - 1, np.arange(len(batch.lengths))] + AGAIN
-        played = np.bincount(batch.owner, ends).astype(np.int64)  # from an image's whole current to its last verdict
-        latencies = alone.run()[0] + played
-        verdicts = _settled(_Flow(spec, batch.images, len(activities), entry=True), played)
+        done = steps.run()
+        latencies = alone.run()[0] + batch.played(done)
+        if steps.occupy(np.append(True, np.diff(batch.owner) > 0)):
+            done = steps.run()
+        verdicts = _settled(_Flow(spec, batch.images, len(activities), entry=True), batch.played(done))
         busy = alone.busy(every) | steps.busy(batch.owner)
     latency = float(np.median(latencies)) - 1  # counted to the beginning of the cycle that ends it
     return Prediction(float(np.median(np.diff(verdicts))) if len(verdicts) > 1 else latency, latency, busy)
@@ -279,6 +283,10 @@ class _Batch:
 
         self.blocks = _Units({name: rows(lambda one, name=name: one.events[name]) for name in names}, rows(lambda one: one.wakes))  # type: ignore[misc]
 
+    def played(self, done: Array) -> Array:
+        """By image, cycles from its whole current to its last verdict, where the steps of ``blocks`` are ``done`` (steps, rows)."""
+        return np.bincount(self.owner, done[self.lengths - 1, np.arange(len(self.owner))] + AGAIN).astype(np.int64)
+
 
 _batch = lru_cache(maxsize=2)(_Batch)
 
@@ -338,6 +346,23 @@ class _Flow:
             return np.zeros(self.rows, dtype=np.int64)
         wakes = self.units.wakes
         return np.where(wakes[self.unit(step)] | wakes[self.unit(step - ahead)], 0, done[step - ahead] + VERDICT)
+
+    def occupy(self, result: Array) -> bool:
+        """Let the read-out first send a ``result`` (rows,) and take the sleep steps under way at the verdict before; whether it matters.
+
+        After a `run`, and for another.
+        """
+        schedule, readout = self.spec.schedule, self.layers[-1].neurons
+        flat = [engine for engine in self.layers[-1].engines if engine.geometry.flat]
+        round_trip = max((engine.latency + 1 for engine in flat), default=0)
+        assert schedule is not None
+        steps = readout.chunk_cycles + (schedule.depth - 1) * (readout.chunk_cycles + round_trip) if schedule.sleep is None else 0
+        until = steps - AGAIN + np.where(result, readout.result, 0)
+        needed = readout.of(0)[:, 0] - readout.work.each[: self.rows, 0]
+        needed -= max((engine.latency + engine.work.each[: self.rows, 0] for engine in flat), key=np.sum, default=0)
+        for server in (readout, *flat):
+            server.ends[:, 0] = until
+        return bool((until > needed).any())
 
     def busy(self, owner: Array) -> dict[str, float]:
         """By part, cycles of work of an image (median); ``owner``: the image of each row."""
@@ -479,7 +504,7 @@ def _reading(activity: Activity, shape: MapShape, beat: int) -> Array:
 
 
 class _Engine(_Server):
-    """Walk, replay and synapses ``index`` of ``layer``: its pieces are cells."""
+    """Walk, replay and synapses ``index`` of ``layer``: its pieces are cells; of serial synapses, source pixels and neurons that leave."""
 
     def __init__(self, flow: _Flow, layer: LayerSpec, index: int, neurons: _Neurons):
         self.taken = layer.inputs[index]
@@ -488,10 +513,12 @@ class _Engine(_Server):
         self.source = self.taken.source or IMAGE
         self.counts = flow.units.events_of(flow.spec, self.source)
         self.columns = 1 if self.geometry.flat else spec.walk.columns
-        self.upto, self.sent = _cells(self.geometry, self.columns, self.counts.shape[1])
+        self.serial = isinstance(spec, SerialSpec)
+        cells = _serial_cells if self.serial else _cells
+        self.upto, self.known, self.sent = cells(self.geometry, self.columns, self.counts.shape[1])
         self.ratio = spec.lanes // spec.currents.lanes
-        self.latency = spec.stages + (0 if self.geometry.flat else SYNAPSES)
-        where = (self.source, self.counts.shape, self.geometry, self.columns)
+        self.latency = 0 if self.serial else spec.stages + (0 if self.geometry.flat else SYNAPSES)
+        where = (self.source, self.counts.shape, self.geometry, self.columns, self.serial)
         self.following, self.lead = flow.keep(("following", *where), lambda: self._following(flow.rows))
         key = ("engine", index, *where, *neurons.key)
         work, self.start, self.tail, full, self.total = flow.keep(key, lambda: self._tables(flow, neurons))
@@ -520,14 +547,18 @@ class _Engine(_Server):
         index = np.where(seen > 0, np.arange(pieces), pieces)
         index = np.concatenate([index, np.full((len(seen), 1), pieces)], axis=1)
         index = np.minimum.accumulate(index[:, ::-1], axis=1)[:, ::-1]
-        return index[:, self.upto] + (np.arange(len(seen)) % rows * (pieces + 1))[:, None], _marked(np.maximum(self.counts - 1, 0), 0)
+        return index[:, self.known] + (np.arange(len(seen)) % rows * (pieces + 1))[:, None], _marked(np.maximum(self.counts - 1, 0), 0)
 
     def _entry(self, rows: int) -> tuple[Array, Array]:
-        """The room for events of the source's pieces and the mark, in the queue and beside it; no piece waits for its own events."""
-        cells = _between(self.counts, self.upto)
+        """The room for events of the source's pieces and the mark, in the queue and beside it.
+
+        Events that reach no neuron are dropped at once, and no piece waits for its own events.
+        """
+        given, cells = _marked(self._inside, 1), _between(self._inside, self.upto)
         cells[:, -1] += 1
-        given = _marked(self.counts, 1)
-        return _room(rows, given, cells, cells, np.maximum(given, self.taken.queue + HELD * (1 + (self.source == IMAGE))))
+        held = HELD * (not self.serial) + HELD * (self.source == IMAGE)
+        spent = np.where(cells > 0, self.work.each, 0) if self.serial else cells
+        return _room(rows, given, cells, spent, np.maximum(given, self.taken.queue + held))
 
     def _tables(self, flow: _Flow, neurons: _Neurons) -> tuple[_Work, Array, Array | int, tuple[Array, Array] | None, Array]:
         """Work by cell; its events; by pixel, from its cell's end to when its neurons can begin; room for its chunks before them.
@@ -536,7 +567,7 @@ class _Engine(_Server):
         """
         spec, passes = self.taken.spec, self.passes
         events = _between(self._inside, self.upto)
-        work = passes * (events + 1)
+        work = self._serial_work(events) if self.serial else passes * (events + 1)
         empty = self.counts.sum(1) == 0
         if self.geometry.flat:
             total = np.where(empty, 1, passes) * (events[:, 0] + 1 + spec.stages + self.ratio * neurons.chunk_cycles)
@@ -551,13 +582,36 @@ class _Engine(_Server):
         for each in (given, chunks):
             each[empty] = 0
         given[empty, -1] = chunks[empty, -1] = 1
-        full = _room(flow.rows, given, chunks, np.minimum(neurons.work.each, chunks), CREDITS * self.ratio)
+        held = 1 if self.serial else CREDITS * self.ratio
+        full = _room(flow.rows, given, chunks, np.minimum(neurons.work.each, chunks), held)
+        start = 0 * events if self.serial else events
         if neurons.chunked:
             after = passes - 1 - np.arange(self.parts) // self.ratio
-            return _Work(work), events, -after * (work[:, self.sent] // passes), full, total
-        tail = np.maximum(-(-scanned // passes), scanned - (passes - 1) * (events[:, self.sent] + 1))
+            return _Work(work), start, -after * (work[:, self.sent] // passes), full, total
+        between = SENT if self.serial else events[:, self.sent] + 1
+        tail = np.maximum(-(-scanned // passes), scanned - (passes - 1) * between)
         tail[empty] = scanned[empty]
-        return _Work(work), events, tail - scanned, full, total
+        return _Work(work), start, tail - scanned, full, total
+
+    def _serial_work(self, events: Array) -> Array:
+        """Cycles of each source pixel's ``events``, and of each pixel of neurons that leaves."""
+        spec, geometry = self.taken.spec, self.geometry
+        assert isinstance(spec, SerialSpec)
+        _, height, width = geometry.source
+        reached, first = zip(
+            *map(_reached, (height, width), geometry.kernel, geometry.stride, geometry.padding, geometry.target[1:]), strict=True
+        )
+        taps = np.outer(*reached).reshape(-1)
+        pixels = np.flatnonzero(self.known < self.upto)
+        work = np.zeros_like(events)
+        work[:, self.sent] = SENT * self.parts
+        work[:, self.sent[:: geometry.target[2]]] += 1
+        seen = events[:, pixels].reshape(-1, height, width)
+        at = np.maximum.accumulate(np.where(seen > 0, first[1], 0), axis=2)  # the column that an event is sought from
+        sought = np.diff(at, axis=2, prepend=0) + (np.cumsum(seen > 0, axis=2) == 1) * (seen > 0)
+        sought[:, 0] -= (np.cumsum(seen[:, 0] > 0, axis=1) == 1) * (seen[:, 0] > 0)
+        work[:, pixels] = events[:, pixels] * np.where(taps > 0, taps * spec.chunks + SETTLE + 1, 1) + sought.reshape(len(events), -1)
+        return work
 
     def step(self, step: int) -> Array:
         """When the neurons of each piece can begin, (rows, pieces); of a flat geometry, of the first."""
@@ -565,7 +619,7 @@ class _Engine(_Server):
         times = self.sender.times - self.lead[unit]
         ready = times.reshape(-1)[self.following[unit]]
         ready -= self.start[unit]
-        ready += (QUEUE if self.taken.queue else 0) + WALK
+        ready += (QUEUE if self.taken.queue else 0) + (0 if self.serial else WALK)
         done: Array = self.serve(step, ready)[:, self.sent]
         done += self.latency
         return done if self.geometry.flat else done + self.tail[unit]
@@ -581,11 +635,11 @@ def _between(counts: Array, upto: Array) -> Array:
     return np.diff(np.pad(counts.cumsum(1), ((0, 0), (1, 0)))[:, upto], axis=1, prepend=0)
 
 
-def _cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array]:
-    """By cell, the pieces of the source up to its end; by neuron's pixel, the cell that completes it."""
+def _cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array, Array]:
+    """By cell, the pieces of the source up to its end, and those beyond which one must be known; by neuron's pixel, its last cell."""
     _, height, width = geometry.source
     if geometry.flat:
-        return np.array([pieces]), np.array([0])
+        return np.array([pieces]), np.array([pieces]), np.array([0])
     (down, across), (pad_y, pad_x), (taps_y, taps_x) = geometry.stride, geometry.padding, geometry.taps
     cells = np.arange((geometry.rows - 1) * columns + geometry.columns)
     y, column = np.divmod(cells, columns)
@@ -594,7 +648,28 @@ def _cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array]
         upto *= pieces
     _, rows, wide = geometry.target
     own_y, own_x = (np.arange(rows) + taps_y) * down - 1 - pad_y, np.arange(wide) + taps_x - 1
-    return upto, (own_y[:, None] * columns + own_x).reshape(-1)
+    return upto, upto, (own_y[:, None] * columns + own_x).reshape(-1)
+
+
+def _serial_cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array, Array, Array]:
+    """Likewise of `SerialSynapses`: a cell is a pixel of the source; or one of neurons, once the source row after their last is known."""
+    _, height, width = geometry.source
+    _, rows, wide = geometry.target
+    each = pieces if height * width == 1 else 1
+    last = (np.arange(rows) * geometry.stride[0] + geometry.kernel[0] - 1 - geometry.padding[0]).clip(0, height - 1)
+    last[-1] = height - 1
+    order = np.concatenate([np.repeat(np.arange(height), width), np.repeat(last, wide) + 0.5])  # source row, or that after which it is
+    placed = np.argsort(order, kind="stable")
+    pixel, rest = placed < height * width, np.floor(order[placed]).astype(np.int64) + 1
+    upto = np.where(pixel, placed + 1, rest * width) * each
+    return upto, np.where(pixel, placed * each, upto), np.flatnonzero(~pixel)
+
+
+def _reached(size: int, kernel: int, stride: int, padding: int, targets: int) -> tuple[Array, Array]:
+    """Along one side of a source: by place, neurons that it reaches, and the first of those that begin late enough."""
+    place = np.arange(size)
+    distance = place[:, None] + padding - stride * np.arange(targets)
+    return ((distance >= 0) & (distance < kernel)).sum(1), (-((kernel - 1 - padding - place) // stride)).clip(0, targets - 1)
 
 
 class _Neurons(_Server):
@@ -607,8 +682,9 @@ class _Neurons(_Server):
         self.size = self.currents.parts if self.chunked else prod(self.currents.shape[1:])
         self.chunks = 1 if self.chunked else self.currents.parts  # of a piece
         self.chunk_cycles = 2 if node.neurons is None else 1
+        self.result = prod(self.currents.shape) + self.currents.chunks + RESULT  # of the read-out: cycles of sending it
         self.driven = flow.played and node is flow.spec.layers[0]
-        engines = ((one.spec.passes, one.spec.lanes, one.spec.stages) for one in node.inputs)
+        engines = ((type(one.spec), one.spec.passes, one.spec.lanes, one.spec.stages) for one in node.inputs)
         self.key = ("neurons", node.name, self.currents.lanes, *engines)
         work, wait, self.quiet = flow.keep(self.key, lambda: self._tables(flow))
         super().__init__(flow, work, wait)
@@ -630,18 +706,20 @@ class _Neurons(_Server):
                     again[:, ratio:-1:ratio] = np.maximum(again[:, ratio:-1:ratio], each)
                 else:
                     again[:, :1] = np.maximum(again[:, :1], each * (one.spec.passes - 1))
-        if flow.entry:
-            return _Work(work, again), None, np.zeros(len(work), dtype=bool)
         none = np.zeros(len(work), dtype=np.int64)
         quiet = np.ones(len(work), dtype=bool)
         if not self.driven:
             quiet = sum((units.events_of(flow.spec, one.source or IMAGE).sum(1) for one in node.inputs), none) == 0
+        if flow.entry:
+            work[quiet] = 0
+            work[quiet, -2] = 1
+            return _Work(work, again), None, quiet
         if node.neurons is None:
             quiet[: flow.rows if flow.played else None] = False  # what is left of the image before is cleared
             work[quiet] = 0
             work[quiet, -2] = self.chunk_cycles
             if not flow.played:
-                work[:, -1] = prod(self.currents.shape) + self.currents.chunks + RESULT
+                work[:, -1] = self.result
             return _Work(work, again), None, quiet
         own = units.events[node.name].sum(1)
         quiet &= ~units.wakes & (np.concatenate([none[: flow.rows], own[: -flow.rows]]) == 0)
@@ -720,13 +798,14 @@ class _Pool(_Sender):
         taken = np.delete(np.arange(height * width + rows * columns), windows)
         take = np.full(height * width, parts * prod(spec.taps))
         take[width - 1 :: width] += 1
-        send = np.full_like(counts, parts)
-        if flow.spec.consumers[self.node.name][1]:
+        pools, synapses = flow.spec.consumers[self.node.name]
+        send = np.full_like(counts, parts * max((prod(pool.spec.taps) for pool in pools), default=1))
+        if synapses:
             send = np.maximum(send, counts + _idle(counts, parts))
         rest = np.zeros_like(send)
         send[:, ::columns] += 1
         last = slice(columns - 1, None, columns)  # of a row: the pool does not wait for the events of its last volley
-        rest[:, last] = 1 - np.maximum(send[:, last] // parts - 1, 0)
+        rest[:, last] = 1 - (np.maximum(counts[:, last] // parts - 1, 0) if synapses and not pools else 0)
         send[:, last] += rest[:, last]
         work = np.zeros((len(counts), height * width + rows * columns + 1), dtype=np.int64)
         work[:, taken], work[:, windows], work[:, -1] = take, send, 1 - rest[:, -1]
@@ -807,9 +886,13 @@ def worst_cycles(spec: CoreSpec) -> int:
             step += pool.output.chunks * ROUND
             continue
         for synapses in node.inputs:
-            walk = synapses.spec.walk
-            cells = synapses.spec.geometry.rows * (1 if synapses.spec.geometry.flat else walk.columns)
-            step += synapses.spec.passes * (walk.events.size + cells) + synapses.spec.currents.chunks * ROUND
+            geometry, events, passes = synapses.spec.geometry, synapses.spec.events.size, synapses.spec.passes
+            step += synapses.spec.currents.chunks * ROUND
+            if isinstance(synapses.spec, SerialSpec):
+                step += events * (prod(geometry.taps) * synapses.spec.chunks + SETTLE + 2) + geometry.source[1] * (geometry.target[2] + 1)
+                step += synapses.spec.sums
+            else:
+                step += passes * (events + geometry.rows * (1 if geometry.flat else synapses.spec.walk.columns))
         currents = spec.readout.currents if node.neurons is None else node.neurons.currents
         step += currents.chunks * ROUND + prod(currents.shape)
         step += 4 * ROUND * (len(node.inputs) + 1)

@@ -91,13 +91,14 @@ def limits_of(spec: CoreSpec, budget: Budget, asked: dict[str, tuple[float, ...]
         adders = sum over e of  operations_e * width_e  / LUT4s           a full adder takes a LUT4 a bit
         memory = sum over e of  operations_e * weight bits_e / (block RAMs * port bits)
 
-    ``lanes * taps`` are the accumulators that an event updates at once, each with a weight of its own: what the adders can do in a
-    cycle and what the memory of weights gives is the same number, and `plan` is the bound of both.
+    ``lanes * taps`` (``lanes`` where a tap is taken at a time) are the accumulators that an event updates at once, each with a weight
+    of its own: what the adders can do in a cycle and what the memory of weights gives is the same number, and `plan` is the bound of
+    both.
     """
     plan, layer, adders, memory = 0.0, spec.layers[0].name, 0.0, 0.0
     for node in spec.layers:
         for synapses, count in zip(node.inputs, asked[node.name], strict=True):
-            own = count / (synapses.spec.lanes * len(synapses.spec.slots))
+            own = count / synapses.spec.adders
             if own > plan:
                 plan, layer = own, node.name
             adders += count * synapses.spec.currents.width / budget.lut4

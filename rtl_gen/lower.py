@@ -17,6 +17,7 @@ from rtl_gen.gates.neurons import CountSpec, NeuronSpec
 from rtl_gen.gates.pixels import PixelSpec
 from rtl_gen.gates.pools import PoolSpec
 from rtl_gen.gates.readout import ReadOutSpec
+from rtl_gen.gates.serial import SerialSpec
 from rtl_gen.gates.streams import CurrentFormat, EventFormat, VolleyFormat
 from rtl_gen.gates.synapses import SynapsesSpec
 from rtl_gen.gates.wake import ScheduleSpec
@@ -37,11 +38,13 @@ class Lanes:
         rounded up.
     neurons: neurons updated in a cycle, a power of two that divides ``synapses`` (read-out: any divisor).
     multiplier: where products are made, if there are any.
+    serial: convolutions take a tap at a time instead (see `SerialSynapses`); ``neurons`` is ``synapses``.
     """
 
     synapses: int
     neurons: int
     multiplier: Literal["dsp", "logic"] = "dsp"
+    serial: bool = False
 
 
 def core_spec(
@@ -116,7 +119,8 @@ def _inputs(
     for synapses, values in zip(layer.synapses, bound.event, strict=True):
         image, shape = synapses.source == IMAGE, geometry(net, synapses)
         weights = _weights(synapses, net.shapes[synapses.source])
-        spec = SynapsesSpec(shape, EventFormat(shape.source, values), currents, lanes.synapses, synapses.bits, weights, lanes.multiplier)
+        kind = SerialSpec if lanes.serial and not shape.flat else SynapsesSpec
+        spec = kind(shape, EventFormat(shape.source, values), currents, lanes.synapses, synapses.bits, weights, lanes.multiplier)
         everything = prod(shape.source) + 1
         depth = everything if len(layer.synapses) > 1 else 0 if image or synapses.dense else min(queue, everything)
         yield SynapsesInput(None if image else synapses.source, spec, depth)

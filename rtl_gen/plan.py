@@ -124,7 +124,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the network, its code and the lanes: what the gates depend on, whatever the board."""
-        lanes = [[lane.synapses, lane.neurons, lane.multiplier] for lane in self.lanes]
+        lanes = [[lane.synapses, lane.neurons, lane.multiplier, lane.serial] for lane in self.lanes]
         return hashlib.sha256(json.dumps([self.net_digest, self.code, self.beat, self.queue, lanes, self.spram]).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def _layer_plan(
         synapse_lanes=engines[0].lanes,
         neuron_lanes=engines[0].currents.lanes,
         passes=engines[0].passes,
-        adders=sum(engine.lanes * len(engine.slots) for engine in engines),
+        adders=sum(engine.adders for engine in engines),
         multiplier=engines[0].multiplier if any(engine.multiplies for engine in engines) else "none",
         memories=memories,
         widths=tuple(_widths(net, laid, bound, code)),

@@ -21,6 +21,7 @@ from rtl_gen.gates.pixels import TICKET, PixelSpec
 from rtl_gen.gates.pools import PoolSpec
 from rtl_gen.gates.readout import ReadOutSpec
 from rtl_gen.gates.replay import ReplaySpec
+from rtl_gen.gates.serial import SerialSpec
 from rtl_gen.gates.streams import EventFormat, VolleyFormat
 from rtl_gen.gates.synapses import CREDITS, DSP_BITS, ROTATED, SynapsesSpec
 
@@ -187,7 +188,8 @@ def _layer(part: Part, spec: CoreSpec, node: LayerSpec, first: bool) -> None:
     for synapses in node.inputs:
         if synapses.queue:
             part.fifo("queue of events", synapses.queue, _width(synapses.spec.events))
-        _synapses(part, synapses.spec)
+            part.skid(_width(synapses.spec.events))
+        (_serial if isinstance(synapses.spec, SerialSpec) else _synapses)(part, synapses.spec)
     currents = spec.readout.currents if node.neurons is None else node.neurons.currents
     for _ in node.inputs[1:]:
         part.adders(currents.lanes, currents.width)
@@ -209,7 +211,7 @@ def _layer(part: Part, spec: CoreSpec, node: LayerSpec, first: bool) -> None:
 
 def _synapses(part: Part, spec: SynapsesSpec) -> None:
     """Walk, replay, and the synapses themselves: adders, products, windows, partial sums of rows, completed chunks."""
-    geometry, width, lanes, bits = spec.geometry, spec.currents.width, spec.lanes, spec.weight_bits
+    geometry, width, lanes = spec.geometry, spec.currents.width, spec.lanes
     places = len(spec.slots) * lanes
     taps_y, taps_x = geometry.taps
     cell = spec.cells.layout.size
@@ -226,10 +228,7 @@ def _synapses(part: Part, spec: SynapsesSpec) -> None:
         part.memory("events to repeat", replay.depth, kept)
         part.add(70 + 2 * kept, cell + 15)
 
-    if spec.store is None:
-        part.memory("weights", spec.row_count, places * bits, rom=True)
-    else:
-        part.memories.append(MemoryPlan("weights", spec.row_count, places * bits, "spram", spec.store.parts, 60, 32))
+    _weights(part, spec)
     _products(part, spec)
     part.adders(places, width + (spec.multiplies and spec.multiplier == "dsp" and _paired(spec)))
     part.add(places * width * (geometry.kept_rows or taps_x > 1), places * width)
@@ -250,6 +249,35 @@ def _synapses(part: Part, spec: SynapsesSpec) -> None:
         part.fifo("completed chunks", CREDITS + 1, lanes * width + 6)
     part.add(_choice(lanes // spec.currents.lanes) * spec.currents.lanes * width)
     part.add(60 + 15 * (spec.passes > 1), (12 if geometry.flat else 30) * spec.stages + 3 * spec.events.value.bits)
+
+
+def _weights(part: Part, spec: SynapsesSpec) -> None:
+    if spec.store is None:
+        part.memory("weights", spec.row_count, spec.row_bits, rom=True)
+    else:
+        part.memories.append(MemoryPlan("weights", spec.row_count, spec.row_bits, "spram", spec.store.parts, 60, 32))
+
+
+def _serial(part: Part, spec: SynapsesSpec) -> None:
+    """A control that is much the same for all, and little beside."""
+    assert isinstance(spec, SerialSpec)
+    lanes, width, bits, product, places = (
+        spec.lanes,
+        spec.currents.width,
+        spec.weight_bits,
+        _product(spec).signed_bits,
+        ceil_log2(spec.sums),
+    )
+    _weights(part, spec)
+    part.memory("sums", spec.sums, lanes * width)
+    part.adders(lanes, width)
+    part.add(lanes * width, lanes * (2 * width + product + bits))
+    part.add(210 + 95 * part.ecp5 + 3 * places + 2 * spec.geometry.groups * (spec.sets > 1), 60 + 5 * places + ceil_log2(spec.row_count))
+    part.add(0, 3 * spec.events.value.bits)
+    if spec.multiplies and (part.ecp5 or product > 10):  # narrower ones are not given one on iCE40
+        part.dsps += lanes
+    else:
+        part.add(lanes * bits * (spec.events.value.bits + 1 if spec.multiplies else 2))
 
 
 def _paired(spec: SynapsesSpec) -> bool:

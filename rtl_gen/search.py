@@ -178,13 +178,14 @@ class Search:
         return sum(used / max(allowed, 1) - 1 for _, used, allowed in over), one.resources.lut4
 
     def _all(self, one: Candidate, index: int) -> Iterator[tuple[list[Lanes], int]]:
-        """Some passes and every multiplier of layer ``index``, as far as the user leaves them open."""
+        """Some passes, every multiplier, and a tap at a time, of layer ``index``, as far as the user leaves them open."""
         current, choices = one.lanes[index], list[Lanes | None]()
         for multiplier in self._multipliers(index):
             if index in self.fixed:
                 choices.append(replace(current, multiplier=multiplier))
             else:
                 choices += [self._lanes(index, passes, 1, multiplier) for passes in (self._passes(index, current), 32, 16, 8, 4, 3, 2, 1)]
+        choices.append(self._serial(index, replace(current, neurons=current.synapses) if index in self.fixed else Lanes(1, 1)))
         for choice in dict.fromkeys(choices):
             if choice is not None and choice != current:
                 yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
@@ -254,6 +255,11 @@ class Search:
             if index in self.fixed:
                 continue
             passes = self._passes(index, lanes)
+            if lanes.serial:
+                choice = self._serial(index, replace(lanes, synapses=lanes.synapses // 2, neurons=lanes.neurons // 2))
+                if choice is not None:
+                    yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
+                continue
             choices = [(passes, lanes.neurons // 2)]
             choices += [(more, lanes.neurons) for more in (passes + 1, 2 * passes) if more <= self.net.layers[index].outputs]
             for more, neurons in choices:
@@ -270,8 +276,10 @@ class Search:
         lanes, open_ = one.lanes[index], index not in self.fixed or (self.options.lanes or {})[self.net.layers[index].name][1] is None
         passes = self._passes(index, lanes)
         choices: list[Lanes | None] = []
+        if lanes.serial and index not in self.fixed:
+            choices.append(self._serial(index, replace(lanes, synapses=2 * lanes.synapses, neurons=2 * lanes.neurons)))
         if what == "synapses" and index not in self.fixed:
-            fewer = {passes - 1, -(-passes // 2), -(-passes // 4)} - {0, passes}
+            fewer = {passes - 1, -(-passes // 2), -(-passes // 4)} - ({0} if lanes.serial else {0, passes})
             choices += [self._lanes(index, few, lanes.neurons, m) for few in sorted(fewer) for m in self._multipliers(index)]
         elif what != "synapses" and open_:
             for neurons in (2 * lanes.neurons, 4 * lanes.neurons):
@@ -315,6 +323,12 @@ class Search:
 
     def _passes(self, index: int, lanes: Lanes) -> int:
         return -(-self.net.layers[index].outputs // lanes.synapses)
+
+    def _serial(self, index: int, lanes: Lanes) -> Lanes | None:
+        """``lanes`` with a tap at a time; None where layer ``index`` has no convolution, or cannot have them."""
+        last, count, shapes = index == len(self.net.layers) - 1, lanes.synapses, self.shapes[index]
+        fits = 1 <= count <= MAX_NEURON_LANES and (last or not count & (count - 1)) and all(lanes_fit(shape, count) for shape in shapes)
+        return replace(lanes, serial=True) if fits and not all(shape.flat for shape in shapes) else None
 
     def _top(self, index: int) -> int:
         """Most synapse lanes of layer ``index``."""
@@ -417,12 +431,12 @@ def held_by(search: Search, one: Candidate) -> str:
     if what == "neurons":
         return f"{lanes.neurons} neuron{'s' * (lanes.neurons > 1)} a cycle"
     engine = layer.inputs[0].spec
-    adders = sum(lanes.synapses * len(synapses.spec.slots) for synapses in layer.inputs)
+    adders = sum(synapses.spec.adders for synapses in layer.inputs)
     if engine.passes == 1:
         return f"one event a cycle, with all {engine.geometry.outputs} channels at once ({adders} adders)"
     over = [search.over(search.candidate(*move), MAX_BLOCKS) for move in search.moves(one, part)]
     kinds = {max(found, key=lambda entry: entry[1] / max(entry[2], 1))[0] for found in over if found}
-    bits = sum(lanes.synapses * len(synapses.spec.slots) * synapses.spec.weight_bits for synapses in layer.inputs)
+    bits = sum(synapses.spec.adders * synapses.spec.weight_bits for synapses in layer.inputs)
     if over and all(over) and kinds == {"block RAM"}:
         return f"the bandwidth of its weights' memory, {bits:,} bits a cycle"
     reason = f", and there is no room for more {' or '.join(sorted(kinds))}" if over and all(over) else ""

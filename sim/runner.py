@@ -103,7 +103,7 @@ def run_bench(
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     source = work / "core.v"
-    text = to_verilog(Core(spec, bench=True) if core is None else core, "core")
+    text = to_verilog(Core(spec, bench=True) if core is None else core, "core", undefined_collisions=True)
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
     words = weight_words(spec)
@@ -132,7 +132,7 @@ def run_bench(
         # cocotb makes every signal public, which keeps Verilator from optimising; only the ports need be.
         control = work / "public.vlt"
         control.write_text('`verilator_config\npublic_flat_rw -module "core" -port "*"\n')
-        options = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "fast", "--x-initial", "fast"]
+        options = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "unique", "--x-initial", "fast"]
         _guard(
             lambda: runner.build(
                 sources=[control, source] if simulator == "verilator" else [source],
@@ -153,6 +153,7 @@ def run_bench(
                 test_dir=work,
                 results_xml=str(work / "results.xml"),
                 waves=vcd is not None,
+                plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) + 1}"] if simulator == "verilator" else [],
                 test_args=["--trace-file", str(vcd.resolve())] if vcd is not None else [],
                 log_file=work / "run.log",
             ),

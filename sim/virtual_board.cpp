@@ -112,6 +112,7 @@ int main(int argc, char** argv) {
     fflush(stdout);
 
     const auto context = std::make_unique<VerilatedContext>();
+    context->randReset(2);
     const auto model = std::make_unique<Vtop>(context.get());
     top = model.get();
     top->rx = 1;

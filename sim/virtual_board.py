@@ -52,7 +52,7 @@ def board_verilog(core: Any, spec: LinkSpec, weights: Sequence[int] | None = Non
         weights = weight_words(core.spec)
     clocked = _Clocked(top, weights or ())
     ports = [clocked.io.clk, clocked.sync.clk, top.rx, top.tx, top.leds, top.busy]
-    return to_verilog(clocked, "top", ports)
+    return to_verilog(clocked, "top", ports, undefined_collisions=True)
 
 
 def build_virtual_board(
@@ -67,7 +67,7 @@ def build_virtual_board(
     out.mkdir(parents=True, exist_ok=True)
     (out / "top.v").write_text(board_verilog(core, spec, weights))
     command = [
-        *("verilator", "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert"),
+        *("verilator", "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "unique", "--x-initial", "fast", "--no-assert"),
         *("-Wno-fatal", "-Wno-lint", "--top-module", "top", "--Mdir", "obj", "-o", "virtual_board"),
         *("-CFLAGS", f"-DIO_HZ={int(io_hz)}ULL -DSYNC_HZ={int(sync_hz)}ULL -DDIVISOR={spec.uart.divisor}"),
         *("-MAKEFLAGS", "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O0", "top.v", str(HARNESS)),

@@ -18,6 +18,7 @@ from rtl_gen.gates.pixels import TICKET, PixelReader, PixelSpec
 from rtl_gen.gates.pools import Difference, PoolSpec, WindowPool
 from rtl_gen.gates.readout import WORD, ReadOut, ReadOutSpec
 from rtl_gen.gates.replay import Replay, ReplaySpec
+from rtl_gen.gates.serial import SerialSpec, SerialSynapses
 from rtl_gen.gates.spram import WEIGHTS, WeightLoader
 from rtl_gen.gates.streams import CurrentSum, EventFormat, Fork, Queue, Skid, Throttle, VolleyFormat
 from rtl_gen.gates.synapses import Synapses, SynapsesSpec
@@ -163,8 +164,9 @@ class CoreSpec:
             if isinstance(node, PoolNode):
                 yield f"{node.name} in"
             else:
-                for index in range(len(node.inputs)):
-                    yield from (f"{node.name} {index} {part}" for part in ("events", "cells", "passes", "currents"))
+                for index, synapses in enumerate(node.inputs):
+                    within = () if isinstance(synapses.spec, SerialSpec) else ("cells", "passes")
+                    yield from (f"{node.name} {index} {part}" for part in ("events", *within, "currents"))
                 if node is self.nodes[0]:
                     yield f"{node.name} steps"
             yield f"{node.name} volleys"
@@ -226,7 +228,7 @@ class Core(wiring.Component):
         m.submodules.reader = reader = PixelReader(spec.pixels)
         m.submodules.readout = readout = ReadOut(spec.readout)
         m.submodules.tickets = tickets = SyncFIFOBuffered(width=TICKET.size, depth=TICKETS)
-        stores: list[Synapses] = []  # engines whose weights are loaded
+        stores: list[Synapses | SerialSynapses] = []  # engines whose weights are loaded
         arriving: dict[tuple[str, int], stream.Interface] = {}  # events by layer and synapses
         over: dict[str, stream.Interface] = {}  # volleys by pool
         self._share(m, branch, None, reader.events, arriving)
@@ -288,7 +290,7 @@ class Core(wiring.Component):
         ]
         return m
 
-    def _load(self, m: Module, reader: PixelReader, stores: list[Synapses]) -> None:
+    def _load(self, m: Module, reader: PixelReader, stores: list[Synapses | SerialSynapses]) -> None:
         """Fill the stores of weights; no pixel before they are full."""
         if not stores:
             wiring.connect(m, wiring.flipped(self.pixels), reader.pixels)
@@ -311,7 +313,9 @@ class Core(wiring.Component):
         for (layer, index), way in zip(takers, branch(events, len(takers), f"{label}_events"), strict=True):
             arriving[layer.name, index] = way
 
-    def _synapses(self, m: Module, through, label: str, layer: LayerSpec, arriving, stores: list[Synapses]) -> stream.Interface:
+    def _synapses(
+        self, m: Module, through, label: str, layer: LayerSpec, arriving, stores: list[Synapses | SerialSynapses]
+    ) -> stream.Interface:
         """The layer's currents."""
 
         def add(one: stream.Interface, two: stream.Interface) -> stream.Interface:
@@ -330,15 +334,19 @@ class Core(wiring.Component):
                 parts[f"{label}_queue_{index}"] = queue = Queue(events.signature, synapses_input.queue)
                 wiring.connect(m, events, queue.i)
                 events = queue.o
-            parts[f"{label}_walk_{index}"] = walk = Walk(spec.walk)
-            parts[f"{label}_skid_{index}"] = skid = Skid(spec.cells.signature)
-            parts[f"{label}_replay_{index}"] = replay = Replay(ReplaySpec(spec.cells, spec.passes))
-            parts[f"{label}_synapses_{index}"] = synapses = Synapses(spec)
+            events = through(events, f"{layer.name} {index} events")
+            parts[f"{label}_synapses_{index}"] = synapses = SerialSynapses(spec) if isinstance(spec, SerialSpec) else Synapses(spec)
             if spec.store is not None:
                 stores.append(synapses)
-            wiring.connect(m, through(events, f"{layer.name} {index} events"), walk.i)
-            wiring.connect(m, walk.o, skid.i)
-            wiring.connect(m, through(skid.o, f"{layer.name} {index} cells"), replay.i)
-            wiring.connect(m, through(replay.o, f"{layer.name} {index} passes"), synapses.cells)
+            if isinstance(synapses, SerialSynapses):
+                wiring.connect(m, events, synapses.events)
+            else:
+                parts[f"{label}_walk_{index}"] = walk = Walk(spec.walk)
+                parts[f"{label}_skid_{index}"] = skid = Skid(spec.cells.signature)
+                parts[f"{label}_replay_{index}"] = replay = Replay(ReplaySpec(spec.cells, spec.passes))
+                wiring.connect(m, events, walk.i)
+                wiring.connect(m, walk.o, skid.i)
+                wiring.connect(m, through(skid.o, f"{layer.name} {index} cells"), replay.i)
+                wiring.connect(m, through(replay.o, f"{layer.name} {index} passes"), synapses.cells)
             currents.append(through(synapses.currents, f"{layer.name} {index} currents"))
         return reduce(add, currents)

@@ -251,7 +251,7 @@ class Fork(wiring.Component):
 
 
 class Queue(wiring.Component):
-    """A FIFO of ``depth`` transfers.
+    """A FIFO of ``depth`` transfers, and registers behind it: block RAM is slow to leave.
 
     Members
     -------
@@ -265,13 +265,15 @@ class Queue(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=Value.cast(self.i.payload).shape().width, depth=self.depth)
+        m.submodules.skid = skid = Skid(self.o.signature)
+        wiring.connect(m, skid.o, wiring.flipped(self.o))
         m.d.comb += [
             fifo.w_data.eq(self.i.payload),
             fifo.w_en.eq(self.i.valid),
             self.i.ready.eq(fifo.w_rdy),
-            self.o.payload.eq(fifo.r_data),
-            self.o.valid.eq(fifo.r_rdy),
-            fifo.r_en.eq(self.o.ready),
+            skid.i.payload.eq(fifo.r_data),
+            skid.i.valid.eq(fifo.r_rdy),
+            fifo.r_en.eq(skid.i.ready),
         ]
         return m
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
+from operator import or_
 from typing import Literal
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
@@ -115,6 +116,11 @@ class SynapsesSpec:
         return self.geometry.sources // self.sets
 
     @property
+    def adders(self) -> int:
+        """Accumulators that an event updates in a cycle."""
+        return self.lanes * len(self.slots)
+
+    @property
     def row_count(self) -> int:
         return self.passes * self.set_rows
 
@@ -189,16 +195,7 @@ class Synapses(wiring.Component):
         m = Module()
         spec, out, geometry = self.spec, self.spec.currents, self.spec.geometry
         taps_y, taps_x = geometry.taps
-        if spec.store is None:
-            attributes = rom_attributes(spec.row_count)
-            m.submodules.weights = weights = Memory(shape=spec.row_bits, depth=spec.row_count, init=spec.rows, attrs=attributes)
-            read = weights.read_port()
-            address, row_data = read.addr, read.data
-        else:
-            m.submodules.weights = store = WeightStore(spec.store)
-            wiring.connect(m, wiring.flipped(self.words), store.words)
-            m.d.comb += self.loaded.eq(store.loaded)
-            address, row_data = store.address, store.data
+        address, row_data = weight_table(m, self, spec)
         parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": STEP})
         credit = 1 if geometry.flat else CREDITS
 
@@ -218,8 +215,8 @@ class Synapses(wiring.Component):
             mark.eq(fire & cell.mark & ~cell.empty),
             send.eq(fire & sends),
         ]
-        taken = Signal()  # the last part of a chunk
-        m.d.sync += credits.eq(credits - send + taken)
+        taken, clear = Signal(), Signal()  # the last part of a chunk was; a cycle later
+        m.d.sync += [credits.eq(credits - send + taken), clear.eq(taken)]
         with m.If(mark):
             self._next_chunk(m, chunk, last_chunk, base, chunk_set)
 
@@ -229,15 +226,15 @@ class Synapses(wiring.Component):
         m.d.comb += address.eq(row)
         fetched = Signal.like(row_data, reset_less=True)
         m.d.sync += fetched.eq(row_data)
-        value = _delay(m, cell.value, 3, "value")  # with the weights
-        add = _delay(m, add, spec.stages, "add", reset=True)
-        send = _delay(m, send, spec.stages, "send", reset=True)
+        value = delay(m, cell.value, 3, "value")  # with the weights
+        add = delay(m, add, spec.stages, "add", reset=True)
+        send = delay(m, send, spec.stages, "send", reset=True)
         told = {name: shape for name, shape in cell.shape().members.items() if name not in ("mark", "emit", "row", "set", "value")}
         tag = Signal(data.StructLayout(told | {"chunk": unsigned(len(chunk)), "last_chunk": 1, "mark": 1}))
         m.d.comb += [getattr(tag, name).eq(getattr(cell, name)) for name in told]
         m.d.comb += [tag.chunk.eq(chunk), tag.last_chunk.eq(last_chunk), tag.mark.eq(mark)]
-        early = _delay(m, tag, spec.stages - 2, "early", reset=True)  # where the memories are asked for what acts two cycles later
-        tag = _delay(m, early, 2, "tag", reset=True)
+        early = delay(m, tag, spec.stages - 2, "early", reset=True)  # where the memories are asked for what acts two cycles later
+        tag = delay(m, early, 2, "tag", reset=True)
 
         sums = {
             (slot, lane): Signal(signed(out.width), name=f"sum_{slot[0]}_{slot[1]}_{lane}")
@@ -246,7 +243,7 @@ class Synapses(wiring.Component):
         entering = self._row_memory(m, early, tag, sums)
         followers = self._windows(m, early, tag, sums, entering)
         for (key, total), (added, carry) in zip(sums.items(), self._products(m, fetched, value), strict=True):
-            with m.If(taken if geometry.flat else tag.mark):
+            with m.If(clear if geometry.flat else tag.mark):
                 m.d.sync += total.eq(followers[key])
             with m.Elif(add):
                 if isinstance(carry, Value):  # one adder, with a carry in
@@ -270,21 +267,21 @@ class Synapses(wiring.Component):
             m.submodules.fifo = fifo = SyncFIFOBuffered(width=parcel.size, depth=CREDITS + 1)
             m.d.comb += [fifo.w_data.eq(complete), fifo.w_en.eq(send), leaving.eq(fifo.r_data), there.eq(fifo.r_rdy), fifo.r_en.eq(taken)]
         ratio = spec.lanes // out.lanes
-        part, whole = Signal(place_bits(ratio)), Signal(place_bits(spec.passes))
+        part, whole = Signal(ratio, init=1), Signal(place_bits(spec.passes))  # the former one-hot, which is cheaper to choose by
         short = out.parts - (spec.passes - 1) * ratio  # parts of a pixel's last chunk
         last = Signal()
-        parts = Array(Cat(leaving.x[lane] for lane in range(first, first + out.lanes)) for first in range(0, spec.lanes, out.lanes))
+        parts = (Cat(leaving.x[lane] for lane in range(first, first + out.lanes)) for first in range(0, spec.lanes, out.lanes))
         m.d.comb += [
-            last.eq(leaving.empty | (part == Mux(whole == spec.passes - 1, short - 1, ratio - 1))),
+            last.eq(leaving.empty | Mux(whole == spec.passes - 1, part[short - 1], part[ratio - 1])),
             self.currents.valid.eq(there),
-            self.currents.p.x.eq(parts[part]),
+            self.currents.p.x.eq(reduce(or_, (one & chosen.replicate(len(one)) for one, chosen in zip(parts, part, strict=True)))),
             self.currents.p.mark.eq(leaving.end & last),
             self.currents.p.empty.eq(leaving.empty),
             self.currents.p.step.eq(leaving.step),
             taken.eq(there & self.currents.ready & last),
         ]
         with m.If(self.currents.valid & self.currents.ready):
-            m.d.sync += part.eq(Mux(last, 0, part + 1))
+            m.d.sync += part.eq(Mux(last, 1, part << 1))
             with m.If(last & ~leaving.empty):
                 m.d.sync += whole.eq(Mux(whole == spec.passes - 1, 0, whole + 1))
         return m
@@ -377,7 +374,7 @@ class Synapses(wiring.Component):
             write.addr.eq(Cat(tag.chunk, tag.leave)),
             write.en.eq(tag.mark & tag.keep),
         ]
-        holds = _delay(m, Cat(~top, ~(top | fresh)), 1, "holds")
+        holds = delay(m, Cat(~top, ~(top | fresh)), 1, "holds")
         for tap, lane in product(range(taps_y), range(spec.lanes)):
             entering[tap, lane] = signal = Signal(signed(width), name=f"entering_{tap}_{lane}", reset_less=True)
             if tap in kept:
@@ -391,9 +388,7 @@ class Synapses(wiring.Component):
         """By slot and lane: what follows at a mark."""
         spec = self.spec
         taps_x = spec.geometry.taps[1]
-        moved = {
-            (slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums
-        }
+        moved = {(slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums}
         if taps_x == 1:
             return moved
         zero = Mux(tag.last_chunk, tag.end, tag.first)
@@ -424,7 +419,20 @@ class Synapses(wiring.Component):
         return {key: Mux(zero, 0, held[place]) for place, key in enumerate(moved)}
 
 
-def _delay(m: Module, value, stages: int, name: str, reset: bool = False):
+def weight_table(m: Module, synapses: wiring.Component, spec: SynapsesSpec):
+    """(address, data) of the rows of ``spec``, as a table or loaded through ``synapses``: a row comes a cycle after its address."""
+    if spec.store is None:
+        attributes = rom_attributes(spec.row_count)
+        m.submodules.weights = weights = Memory(shape=spec.row_bits, depth=spec.row_count, init=spec.rows, attrs=attributes)
+        read = weights.read_port()
+        return read.addr, read.data
+    m.submodules.weights = store = WeightStore(spec.store)
+    wiring.connect(m, wiring.flipped(synapses.words), store.words)
+    m.d.comb += synapses.loaded.eq(store.loaded)
+    return store.address, store.data
+
+
+def delay(m: Module, value, stages: int, name: str, reset: bool = False):
     """``value`` as it was ``stages`` cycles ago."""
     for stage in range(stages):
         delayed = Signal.like(value, name=f"{name}_{stage + 1}", reset_less=not reset)

@@ -192,8 +192,9 @@ def _lanes(net: IntegerNet, chance: random.Random) -> list[Lanes]:
             for ratio in range(1, -(-layer.outputs // neurons) + 2)
             if all(lanes_fit(geometry(net, synapses), neurons * ratio) for synapses in layer.synapses)
         ]
-        allowed = allowed or [neurons * -(-layer.outputs // neurons)]
-        lanes.append(Lanes(chance.choice(allowed), neurons, chance.choice(("dsp", "logic"))))
+        serial = chance.random() < 0.2 and neurons in allowed
+        allowed = [neurons] if serial else allowed or [neurons * -(-layer.outputs // neurons)]
+        lanes.append(Lanes(chance.choice(allowed), neurons, chance.choice(("dsp", "logic")), serial))
     return lanes
 
 

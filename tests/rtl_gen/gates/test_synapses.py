@@ -1,10 +1,10 @@
-"""Walk, Replay and Synapses together: the currents of random events, for every kind of geometry, against sums in plain Python."""
+"""The currents of random events, for every kind of geometry, against sums in plain Python: of Walk, Replay and Synapses; of SerialSynapses."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -15,6 +15,7 @@ from amaranth.lib import wiring
 
 from casc_hw.fixed import Interval
 from rtl_gen.gates.replay import Replay, ReplaySpec
+from rtl_gen.gates.serial import SerialSpec, SerialSynapses
 from rtl_gen.gates.streams import CurrentFormat, EventFormat
 from rtl_gen.gates.synapses import Synapses, SynapsesSpec
 from rtl_gen.gates.walk import Geometry, Walk
@@ -99,10 +100,20 @@ def expected(spec: SynapsesSpec, events: dict[tuple[int, int, int], int]) -> dic
     return sums
 
 
+def serial(spec: SynapsesSpec) -> SerialSpec:
+    """The same, a tap at a time."""
+    return SerialSpec(**{field.name: getattr(spec, field.name) for field in fields(spec)} | {"lanes": spec.currents.lanes})
+
+
 def chain(spec: SynapsesSpec) -> Module:
     """Walk, Replay, Synapses."""
     m = Module()
+    if isinstance(spec, SerialSpec):
+        m.submodules.synapses = m.synapses = SerialSynapses(spec)
+        m.events = m.synapses.events
+        return m
     m.walk, m.synapses = Walk(spec.walk), Synapses(spec)
+    m.events = m.walk.i
     m.submodules.walk, m.submodules.synapses = m.walk, m.synapses
     m.submodules.replay = replay = Replay(ReplaySpec(spec.cells, spec.passes))
     wiring.connect(m, m.walk.o, replay.i)
@@ -112,10 +123,12 @@ def chain(spec: SynapsesSpec) -> Module:
 
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize(
-    ("name", "multiplier"), [(name, where) for name in CASES for where in ("dsp", "logic")[: 1 + (CASES[name][1] != SPIKES)]]
+    ("name", "how"),
+    [(name, how) for name in CASES for how in ("dsp", "logic")[: 1 + (CASES[name][1] != SPIKES)]]
+    + [(name, "serial") for name in CASES if not CASES[name][0].flat],
 )
-def test_sums(name: str, multiplier: str, extreme: bool, stall: float, drive: Callable[..., Any]) -> None:
-    spec = make(CASES[name], extreme, multiplier=multiplier)
+def test_sums(name: str, how: str, extreme: bool, stall: float, drive: Callable[..., Any]) -> None:
+    spec = serial(make(CASES[name], extreme)) if how == "serial" else make(CASES[name], extreme, multiplier=how)
     chance, values, out = random.Random(9), spec.events.value, spec.currents
     places = wire_order(spec.geometry.source)
     sent, wanted = [], []
@@ -141,7 +154,7 @@ def test_sums(name: str, multiplier: str, extreme: bool, stall: float, drive: Ca
             wanted.append({"mark": int(last), "empty": 0, "step": step if last else step | {"active": 0}, "x": lanes})
     m = chain(spec)
     unstepped = [{key: value for key, value in want.items() if key != "step"} for want in wanted]
-    took = drive(m, [(m.walk.i, sent)], [(m.synapses.currents, unstepped)], stall=stall)
+    took = drive(m, [(m.events, sent)], [(m.synapses.currents, unstepped)], stall=stall)
     for got, want in zip(took[0], wanted, strict=True):
         got, want = dict(got["step"]), dict(want["step"])
         if not want.get("active"):
@@ -152,6 +165,9 @@ def test_sums(name: str, multiplier: str, extreme: bool, stall: float, drive: Ca
 def reached(spec: SynapsesSpec, events: Any) -> bool:
     """Whether an event lies where a walk goes."""
     geometry = spec.geometry
+    if isinstance(spec, SerialSpec):  # which looks closer
+        weights = [[[[1] * geometry.kernel[1]] * geometry.kernel[0]] * len(spec.weights[0])] * geometry.outputs
+        return any(expected(replace(spec, weights=weights), dict.fromkeys(events, 1)).values())
     return any(y < geometry.rows and x + geometry.padding[1] < geometry.columns * geometry.stride[1] for y, x, _ in events)
 
 
