@@ -1,4 +1,4 @@
-"""The currents of random events, for every kind of geometry, against sums in plain Python: of Walk, Replay and Synapses; of SerialSynapses."""
+"""The currents of random events, for every kind of geometry, against sums in plain Python: of both kinds of synapses."""
 
 from __future__ import annotations
 
