@@ -40,12 +40,14 @@ NEVER = -(1 << 60)
 CACHED = 128 << 20
 """Bytes of intermediate results that are kept from one prediction to the next."""
 
-READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, DIFFERENCE = 1, 3, 1, 1, 1, 1, 1
+READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, POOL, DIFFERENCE = 1, 3, 1, 1, 1, 1, 3, 1
 """Cycles from one part to the next beside its own, and beside the stages of the synapses' and the neurons' pipelines."""
 SENT = 2
 """Cycles in which serial synapses send a chunk."""
 HELD = 2
 """Events that a register in front of the walk, and one behind the pixel reader, hold."""
+WINDOWS = 2
+"""Volleys that wait behind a pool."""
 RESULT = 4
 """Cycles of the read-out for a result beside those of the sums."""
 VERDICT, AGAIN = 2, 3
@@ -451,31 +453,23 @@ def _running(rows: int, each: Array) -> Array:
 
 
 class _Sender(_Server):
-    """What sends the events of node ``name``: pixel by pixel, then the mark; the last piece of work is the mark's.
+    """What sends the events of node ``name``: pixel by pixel, then the mark.
 
-    ``sent``: the piece (pixels,) that sends a pixel, None where each is its own; ``rest`` (units, pixels): cycles from then to the end of
-    the piece. ``times`` (rows, pixels + 1): when an event, at last the mark, is there for the next part.
+    ``times`` (rows, pieces): when an event, at last the mark, is there for the next part.
     """
 
-    def __init__(self, flow: _Flow, name: str, work: _Work, delay: int, sent: Array | None = None, rest: Array | None = None):
+    def __init__(self, flow: _Flow, name: str, work: _Work, delay: int):
         super().__init__(flow, work)
-        self.name, self.delay, self.sent, self.rest = name, delay, sent, rest
+        self.name, self.delay = name, delay
         self.times: Array = None
 
     def send(self, step: int, ready: Array) -> None:
         """``ready`` (rows, pieces; overwritten): when a piece's work can begin."""
-        ends = self.serve(step, ready)
-        if self.sent is None or self.rest is None:
-            self.times = ends + self.delay
-        else:
-            self.times = np.concatenate([ends[:, self.sent] - self.rest[self.flow.unit(step)], ends[:, -1:]], axis=1) + self.delay
+        self.times = self.serve(step, ready) + self.delay
 
     def feed(self, engine: _Engine, room: tuple[Array, Array]) -> None:
         """Wait for ``room`` (for each pixel's events and the mark) before ``engine``."""
-        if self.sent is None or self.rest is None:
-            self.wait_for(engine, room, -self.delay)
-        else:
-            self.wait_for(engine, room, _marked(self.rest, 0) - self.delay, np.append(self.sent, self.pieces - 1))
+        self.wait_for(engine, room, -self.delay)
 
 
 class _Reader(_Sender):
@@ -688,7 +682,9 @@ class _Neurons(_Server):
         self.key = ("neurons", node.name, self.currents.lanes, *engines)
         work, wait, self.quiet = flow.keep(self.key, lambda: self._tables(flow))
         super().__init__(flow, work, wait)
-        self.offered = slice(0, self.size)
+        self.offered = slice(None)  # pieces that send volleys
+        self.waiting = VOLLEYS
+        self.dense = node.neurons is not None and (bool(flow.spec.consumers[node.name][0]) or flow.spec.cumulative(node.name))
         self.delay = NEURONS + (0 if node.neurons is None else node.neurons.latency)
 
     def _tables(self, flow: _Flow) -> tuple[_Work, Array | None, Array]:
@@ -736,13 +732,14 @@ class _Neurons(_Server):
 
     def _volleys(self, flow: _Flow) -> Array:
         counts = flow.units.events_of(flow.spec, self.node.name)
-        found = _marked(np.full_like(counts, self.chunks) if self._dense(flow) else self.chunks - _idle(counts, self.chunks), 0)
+        found = _marked(np.full_like(counts, self.chunks) if self.dense else self.chunks - _idle(counts, self.chunks), 0)
         found[self.quiet] = 0
         found[self.quiet, -1] = 1
         return found
 
-    def _dense(self, flow: _Flow) -> bool:
-        return bool(flow.spec.consumers[self.node.name][0]) or flow.spec.cumulative(self.node.name)
+    def feed(self, later: _Server, room: tuple[Array, Array]) -> None:
+        """Wait for ``room`` (for what each piece sends, and the mark) before ``later``."""
+        self.wait_for(later, room)
 
 
 def _idle(counts: Array, chunks: int) -> Array:
@@ -751,80 +748,76 @@ def _idle(counts: Array, chunks: int) -> Array:
 
 
 class _Encoder(_Sender):
-    """The encoder behind neurons; its pieces are theirs."""
+    """The encoder behind neurons or a pool; its pieces are those that they send."""
 
-    def __init__(self, flow: _Flow, neurons: _Neurons):
-        self.neurons = neurons
-        work, self.behind, full = flow.keep(("encoder", *neurons.key), lambda: self._tables(flow))
-        super().__init__(flow, neurons.node.name, work, DIFFERENCE * flow.spec.cumulative(neurons.node.name))
-        neurons.wait_for(self, full)
+    def __init__(self, flow: _Flow, source: _Neurons | _Pool):
+        self.source = source
+        work, self.behind, full = flow.keep(("encoder", *source.key), lambda: self._tables(flow))
+        super().__init__(flow, source.node.name, work, DIFFERENCE * flow.spec.cumulative(source.node.name))
+        source.feed(self, full)
 
     def _tables(self, flow: _Flow) -> tuple[_Work, Array, tuple[Array, Array]]:
         """Work; from a piece's last volley to when its work can begin; the room before it."""
-        neurons, volleys = self.neurons, self.neurons.volleys(flow)
-        counts = flow.units.events_of(flow.spec, neurons.node.name)
-        work = _marked(counts + _idle(counts, neurons.chunks) if neurons._dense(flow) else counts, 1)
-        work[neurons.quiet, :-1] = 0
+        source, volleys = self.source, self.source.volleys(flow)
+        counts = flow.units.events_of(flow.spec, source.node.name)
+        work = _marked(counts + _idle(counts, source.chunks) if source.dense else counts, 1)
+        work[source.quiet, :-1] = 0
         after = np.maximum(work // np.maximum(volleys, 1) - 1, 0)  # events of a piece's last volley
-        return _Work(work), neurons.delay - np.minimum(neurons.work.each, work), _room(flow.rows, volleys, volleys, work - after, VOLLEYS)
+        return _Work(work), _behind(source, work), _room(flow.rows, volleys, volleys, work - after, source.waiting)
 
     def step(self, step: int) -> None:
-        self.send(step, self.neurons.of(step) + self.behind[self.flow.unit(step)])
+        self.send(step, self.source.of(step)[:, self.source.offered] + self.behind[self.flow.unit(step)])
 
 
-class _Pool(_Sender):
-    """A pool and the encoder behind it. Its pieces are the pixels that it takes, those of a row followed by the windows it completes."""
+def _behind(source: _Neurons | _Pool, work: Array) -> Array:
+    """By piece that ``source`` sends, cycles from its end to when its ``work`` can begin in the next part."""
+    return source.delay - np.minimum(source.work.each[:, source.offered], work)
+
+
+class _Pool(_Server):
+    """A pool; its pieces are the pixels that it walks, those behind the map too, then the mark."""
 
     def __init__(self, flow: _Flow, node: PoolNode, source: _Neurons | _Pool):
         self.node, self.source = node, source
+        self.chunks, self.dense, self.delay, self.waiting = node.spec.output.parts, True, POOL, WINDOWS
         self.quiet: Array = source.quiet
         self.key: tuple[Hashable, ...] = (node.name, *source.key)
-        work, rest, self.taken, windows, self.behind, full = flow.keep(("pool", *self.key), lambda: self._tables(flow))
-        super().__init__(flow, node.name, work, DIFFERENCE * flow.spec.cumulative(node.name), windows, rest)
-        self.offered = windows
-        source.wait_for(self, full, 0, None if isinstance(source, _Neurons) else source.sent)
+        (_, height, width), (tall, wide), (_, rows, columns) = node.spec.volleys.shape, node.spec.walked, node.spec.output.shape
+        self.taken = np.append((np.arange(height)[:, None] * wide + np.arange(width)).reshape(-1), tall * wide)
+        (down, across), (last_y, last_x) = node.spec.stride, np.subtract(node.spec.kernel, node.spec.padding) - 1
+        ends = (np.arange(rows) * down + last_y)[:, None] * wide + np.arange(columns) * across + last_x
+        self.offered = np.append(ends.reshape(-1)[:-1], [tall * wide - 1, tall * wide])
+        work, self.behind, full = flow.keep(("pool", *self.key), lambda: self._tables(flow))
+        super().__init__(flow, work)
+        source.feed(self, full)
 
     def volleys(self, flow: _Flow) -> Array:
-        """Volleys that each window sends, (units, windows)."""
-        return np.where(self.quiet[:, None], 0, np.full_like(self.rest, self.node.spec.output.parts))
+        """Volleys that each window sends, (units, windows + 1)."""
+        found = _marked(np.full((len(self.quiet), len(self.offered) - 1), self.chunks), 0)
+        found[self.quiet] = 0
+        found[self.quiet, -1] = 1
+        return found
 
-    def _tables(self, flow: _Flow) -> tuple[_Work, Array, Array, Array, Array, tuple[Array, Array]]:
-        """Work; from a window's events to its piece's end; pieces that take pixels, that send windows; `_Encoder._tables`' last two."""
-        spec, counts = self.node.spec, flow.units.events_of(flow.spec, self.node.name)
-        (_, height, width), (_, rows, columns), parts = spec.volleys.shape, spec.output.shape, spec.output.parts
-        ends = (np.arange(rows) * spec.stride[0] + spec.kernel[0] - 1 - spec.padding[0]).clip(0, height - 1)
-        ends[-1] = height - 1
-        windows = ((ends[:, None] + 1) * width + np.arange(rows * columns).reshape(rows, columns)).reshape(-1)
-        taken = np.delete(np.arange(height * width + rows * columns), windows)
-        take = np.full(height * width, parts * prod(spec.taps))
-        take[width - 1 :: width] += 1
-        pools, synapses = flow.spec.consumers[self.node.name]
-        send = np.full_like(counts, parts * max((prod(pool.spec.taps) for pool in pools), default=1))
-        if synapses:
-            send = np.maximum(send, counts + _idle(counts, parts))
-        rest = np.zeros_like(send)
-        send[:, ::columns] += 1
-        last = slice(columns - 1, None, columns)  # of a row: the pool does not wait for the events of its last volley
-        rest[:, last] = 1 - (np.maximum(counts[:, last] // parts - 1, 0) if synapses and not pools else 0)
-        send[:, last] += rest[:, last]
-        work = np.zeros((len(counts), height * width + rows * columns + 1), dtype=np.int64)
-        work[:, taken], work[:, windows], work[:, -1] = take, send, 1 - rest[:, -1]
+    def _tables(self, flow: _Flow) -> tuple[_Work, Array, tuple[Array, Array]]:
+        """As `_Encoder._tables`."""
+        taps, given = prod(self.node.spec.taps), self.source.volleys(flow)
+        work = np.full((len(given), self.taken[-1] + 1), self.chunks * taps)
+        work[:, -1] = 0
         work[self.quiet] = 0
-        work[self.quiet, -1] = 2
-        given, volleys, spent = self.source.volleys(flow), np.zeros_like(work), np.zeros_like(work)
-        pixels = given[:, : height * width]
-        volleys[:, taken], spent[:, taken] = pixels, parts * prod(spec.taps) * (pixels > 0)
-        volleys[self.quiet, -1] = 1
-        full = _room(flow.rows, given, volleys, spent, VOLLEYS if isinstance(self.source, _Neurons) else 0)
-        behind = self.source.delay - np.minimum(self.source.work.each[:, self.source.offered], work[:, taken])
-        return _Work(work), rest, taken, windows, behind, full
+        work[self.quiet, -1] = 1
+        volleys = np.zeros_like(work)
+        volleys[:, self.taken] = given
+        full = _room(flow.rows, given, volleys, np.where(volleys > 0, work, 0), self.source.waiting)
+        return _Work(work), _behind(self.source, work[:, self.taken]), full
+
+    def feed(self, later: _Server, room: tuple[Array, Array]) -> None:
+        """Wait for ``room`` (for what each window sends, and the mark) before ``later``."""
+        self.wait_for(later, room, 2 - self.delay, self.offered)
 
     def step(self, step: int) -> None:
         ready = np.full((self.flow.rows, self.pieces), NEVER)
-        ends = self.source.of(step)
-        ready[:, self.taken] = ends[:, self.source.offered] + self.behind[self.flow.unit(step)]
-        ready[:, -1] = ends[:, -1]
-        self.send(step, ready)
+        ready[:, self.taken] = self.source.of(step)[:, self.source.offered] + self.behind[self.flow.unit(step)]
+        self.serve(step, ready)
 
 
 class _Layer:
@@ -833,17 +826,18 @@ class _Layer:
     def __init__(self, flow: _Flow, node: LayerSpec):
         self.flow, self.name, self.neurons = flow, node.name, _Neurons(flow, node)
         self.engines = [] if self.neurons.driven else [_Engine(flow, node, index, self.neurons) for index in range(len(node.inputs))]
-        self.senders: list[_Encoder | _Pool] = []
+        self.pools: list[_Pool] = []
+        self.senders: list[_Encoder] = []
         self.last = node.neurons is None
         if self.last or flow.entry:
             return
-        if flow.spec.consumers[node.name][1]:
-            self.senders.append(_Encoder(flow, self.neurons))
         sources: list[_Neurons | _Pool] = [self.neurons]
         for source in sources:
-            pools = [_Pool(flow, pool, source) for pool in flow.spec.consumers[source.node.name][0]]
-            sources += pools
-            self.senders += pools
+            pools, synapses = flow.spec.consumers[source.node.name]
+            if synapses:
+                self.senders.append(_Encoder(flow, source))
+            sources += (_Pool(flow, pool, source) for pool in pools)
+        self.pools = [source for source in sources if isinstance(source, _Pool)]
 
     def step(self, step: int, begin: Array) -> Array:
         """When the last neuron has begun (rows,); ``begin`` is when the first may, of a layer that is played to or kept."""
@@ -857,6 +851,8 @@ class _Layer:
         for engine in self.engines:
             if engine.geometry.flat:  # takes nothing more until its neurons have left
                 engine.ends[:, step + 1] = ends[:, -2 if self.last else -1]
+        for pool in self.pools:
+            pool.step(step)
         for sender in self.senders:
             sender.step(step)
         return ends[:, -2]
@@ -866,7 +862,7 @@ class _Layer:
         found = {f"{self.name} synapses": np.max([engine.total for engine in self.engines], axis=0)} if self.engines else {}
         if self.senders:
             found[f"{self.name} neurons"] = self.neurons.work.total
-            found[f"{self.name} encoder"] = np.max([sender.work.total for sender in self.senders], axis=0)
+            found[f"{self.name} encoder"] = np.max([one.work.total for one in (*self.pools, *self.senders)], axis=0)
         elif self.last:
             found["read-out"] = self.neurons.work.total
         return found
@@ -882,8 +878,8 @@ def worst_cycles(spec: CoreSpec) -> int:
     for node in spec.nodes:
         if isinstance(node, PoolNode):
             pool = node.spec
-            step += pool.volleys.chunks * (prod(pool.taps) + ROUND) + prod(pool.output.shape) + 4 * (pool.volleys.shape[1] + 1)
-            step += pool.output.chunks * ROUND
+            step += pool.output.parts * prod(pool.walked) * prod(pool.taps) + pool.volleys.chunks * ROUND
+            step += prod(pool.output.shape) + pool.output.chunks * ROUND
             continue
         for synapses in node.inputs:
             geometry, events, passes = synapses.spec.geometry, synapses.spec.events.size, synapses.spec.passes

@@ -359,7 +359,8 @@ def _pool(part: Part, spec: PoolSpec) -> None:
     taps = -(-spec.kernel[0] // spec.stride[0])
     part.memory("windows", max(taps << (ceil_log2(spec.output.parts) + ceil_log2(spec.output.shape[2])), 2), lanes * value)
     part.adders(lanes, value)
-    part.add(150 + lanes * value * (3 if spec.kind == "max" else 2), 70 + lanes * value * 4)
+    taken = spec.volleys.layout.members["values"].elem_shape.width
+    part.add(135 + lanes * value * (5.5 if spec.kind == "max" else 4), 140 + lanes * (4.5 * value + 2 * taken))
 
 
 def _difference(part: Part, volleys: VolleyFormat, events: EventFormat) -> None:

@@ -12,11 +12,11 @@ from amaranth.back import rtlil
 
 from rtl_gen import tools
 
-UNDEFINED_COLLISIONS = r"setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:MEMID=\spram %d"
+UNDEFINED_COLLISIONS = r"setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:MEMID=\spram r:MEMID=\banks %u *_cross/t:$memrd_v2 %u %d"
 """Leaves open what a memory gives where it is read and written at once: no part of ours looks at it.
 
 Amaranth asks for the old content, which block RAM of ECP5 and iCE40 does not give by itself: logic around it would have to. Simulations
-give garbage there. Memories called ``spram`` have a single port.
+give garbage there. Left out are memories called ``spram``, of one port, and those of two clocks.
 """
 
 _SCRIPT = """read_rtlil design.il

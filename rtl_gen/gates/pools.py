@@ -11,7 +11,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import STEP, Raster, VolleyFormat, index_bits, place_bits, shape_of
+from rtl_gen.gates.streams import STEP, Raster, Skid, VolleyFormat, index_bits, place_bits, shape_of
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,22 @@ class PoolSpec:
         return VolleyFormat((channels, height, width), self.volleys.lanes, value)
 
     @property
+    def walked(self) -> tuple[int, int]:
+        """(height, width) of the map with the zeros behind it that its last windows reach."""
+        parts = zip(self.volleys.shape[1:], self.output.shape[1:], self.kernel, self.stride, self.padding, strict=True)
+        height, width = (max(size, (count - 1) * stride - padding + kernel) for size, count, kernel, stride, padding in parts)
+        return height, width
+
+    @property
     def taps(self) -> tuple[int, int]:
         """Windows, down and across, that one pixel is in at most."""
         return -(-self.kernel[0] // self.stride[0]), -(-self.kernel[1] // self.stride[1])
 
 
 class WindowPool(wiring.Component):
-    """Adds each volley to the windows it is in, and sends a row of windows once its last pixel has passed.
+    """Adds each volley to the windows it is in, and sends a window once its last pixel has passed, the map's last one once the step has.
 
-    A cycle a volley and window, a cycle a window sent and two more a row of windows. A step in which nothing changed passes as such.
+    A cycle a volley and window; zeros behind the map count as volleys. A step in which nothing changed passes as such.
 
     Members
     -------
@@ -72,125 +79,108 @@ class WindowPool(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        spec, out = self.spec, self.spec.output
-        (_, height, width), (_, rows, columns) = spec.volleys.shape, out.shape
+        spec, out, parts = self.spec, self.spec.output, self.spec.output.parts
+        (channels, height, width), (_, rows, columns), (tall, wide) = spec.volleys.shape, out.shape, spec.walked
         (kernel_y, kernel_x), (down, across), (padding_y, padding_x), (taps_y, taps_x) = spec.kernel, spec.stride, spec.padding, spec.taps
         window = data.ArrayLayout(shape_of(out.value), out.lanes)
-        part_bits, column_bits = place_bits(out.parts), place_bits(columns)
+        part_bits, column_bits = place_bits(parts), place_bits(columns)
         depth = max(taps_y << (part_bits + column_bits), 2)
         m.submodules.windows = windows = Memory(shape=window, depth=depth, init=[])
         read, write = windows.read_port(), windows.write_port()
+        m.submodules.skid = skid = Skid(out.signature)
+        wiring.connect(m, skid.o, wiring.flipped(self.o))
+        go = Signal()
 
         # Where the volley is: its place in the stride, the lowest and rightmost window it may be in, and the tap that is served.
-        place = Raster(m, spec.volleys, "place")
-        phase_y, band_y = Signal(range(max(down, 2)), init=padding_y % down), Signal(range(rows + taps_y + 1), init=padding_y // down)
+        place = Raster(m, VolleyFormat((channels, tall, wide), out.lanes, spec.volleys.value), "place")
+        phase_y, band_y = (
+            Signal(range(max(down, 2)), init=padding_y % down),
+            Signal(range((tall - 1 + padding_y) // down + 2), init=padding_y // down),
+        )
         slot = Signal(range(max(taps_y, 2)), init=padding_y // down % taps_y)
         phase_x, band_x = (
             Signal(range(max(across, 2)), init=padding_x % across),
-            Signal(range(columns + taps_x + 1), init=padding_x // across),
+            Signal(range((wide - 1 + padding_x) // across + 2), init=padding_x // across),
         )
         tap_y, tap_x = Signal(range(max(taps_y, 2))), Signal(range(max(taps_x, 2)))
-        inside = Signal()
-        first = ((phase_y + tap_y * down == 0) | (place.y == 0)) & ((phase_x + tap_x * across == 0) | (place.x == 0))
-        m.d.comb += inside.eq(
-            (phase_y + tap_y * down < kernel_y) & (band_y >= tap_y) & (band_y < tap_y + rows)
-            & (phase_x + tap_x * across < kernel_x) & (band_x >= tap_x) & (band_x < tap_x + columns)
-        )  # fmt: skip
-        last_tap = (tap_y == taps_y - 1) & (tap_x == taps_x - 1)
+        own_y, own_x = phase_y + tap_y * down, phase_x + tap_x * across  # in the window
         own_slot = Mux(slot >= tap_y, slot - tap_y, slot + taps_y - tap_y)
-
-        # A window is read, then written with the volley added; what was written last may not be readable yet.
-        touch, address = Signal(), Signal(range(depth))
-        values = Signal(spec.volleys.layout.members["values"], reset_less=True)
-        fresh, touched, where, again = Signal(), Signal(), Signal.like(address), Signal()
-        held = Signal(window, reset_less=True)
-        m.d.sync += [
-            touched.eq(touch),
-            where.eq(address),
-            again.eq(touched & (where == address)),
-            fresh.eq(first),
-            values.eq(self.i.p.values),
-        ]
-        m.d.comb += [read.addr.eq(address), write.addr.eq(where), write.en.eq(touched)]
-        for lane in range(out.lanes):
-            before = Mux(again, held[lane], read.data[lane])
-            value = values[lane]
-            joined = before + value if spec.kind == "average" else Mux(value > before, value, before)
-            m.d.comb += write.data[lane].eq(Mux(fresh, value, joined))
-        m.d.sync += held.eq(write.data)
-
-        step, row, row_slot = Signal(STEP), Signal(range(rows + 1)), Signal.like(slot, init=0)
-        due = Signal(range(rows * down + kernel_y + 1), init=kernel_y - 1 - padding_y)  # the last input row of ``row``
-        sent = Raster(m, VolleyFormat((out.shape[0], 1, columns), out.lanes, out.value), "sent")
-        bottom, ended = Signal(), Signal()  # the map's last row has passed; with it the step
-        complete = (row != rows) & (bottom | ((due <= place.y) & (row != rows - 1)))
-        loaded, coordinates = Signal(), Signal(data.StructLayout({"part": part_bits, "x": column_bits, "last": 1}))
-        free = ~loaded | self.o.ready
+        real, serve, inside, ends = Signal(), Signal(), Signal(), Signal()
+        last_tap = (tap_y == taps_y - 1) & (tap_x == taps_x - 1)
         m.d.comb += [
-            self.o.payload.eq(0),
-            self.o.p.step.eq(step),
-            self.o.p.y.eq(row),
-            self.o.p.x.eq(coordinates.x),
-            self.o.p.part.eq(coordinates.part),
-            self.o.p.values.eq(read.data),
+            real.eq((place.y < height) & (place.x < width)),
+            serve.eq(~real | (self.i.valid & ~self.i.p.empty)),
+            inside.eq((own_y < kernel_y) & (band_y >= tap_y) & (band_y < tap_y + rows)
+                      & (own_x < kernel_x) & (band_x >= tap_x) & (band_x < tap_x + columns)),
+            ends.eq(place.last & last_tap),
+            self.i.ready.eq(go & real & (last_tap | self.i.p.empty)),
+        ]  # fmt: skip
+        with m.If(go & serve):
+            m.d.sync += tap_x.eq(tap_x + 1)
+            with m.If(tap_x == taps_x - 1):
+                m.d.sync += [tap_x.eq(0), tap_y.eq(tap_y + 1)]
+            with m.If(last_tap):
+                m.d.sync += tap_y.eq(0)
+                place.advance(m)
+                with m.If(place.part == parts - 1):
+                    m.d.sync += phase_x.eq(phase_x + 1)
+                    with m.If(phase_x == across - 1):
+                        m.d.sync += [phase_x.eq(0), band_x.eq(band_x + 1)]
+                    with m.If(place.x == wide - 1):
+                        m.d.sync += [phase_x.eq(phase_x.init), band_x.eq(band_x.init), phase_y.eq(phase_y + 1)]
+                        with m.If(phase_y == down - 1):
+                            m.d.sync += [phase_y.eq(0), band_y.eq(band_y + 1), slot.eq(Mux(slot == taps_y - 1, 0, slot + 1))]
+                with m.If(place.last):
+                    m.d.sync += [phase_y.eq(phase_y.init), band_y.eq(band_y.init), slot.eq(slot.init)]
+
+        # A window is read (at the end of the step, the last one), then kept, then written with the volley added; what the two before
+        # it wrote cannot be read yet.
+        last_window = (parts - 1) | (columns - 1) << part_bits | (rows - 1) % taps_y << (part_bits + column_bits)
+        tag = data.StructLayout(
+            {"touch": 1, "fresh": 1, "complete": 1, "ends": 1, "empty": 1, "step": STEP, "address": range(depth),
+             "values": spec.volleys.layout.members["values"]}
+        )  # fmt: skip
+        early, late, address, again = Signal(tag), Signal(tag), Signal(range(depth)), Signal(2)
+        before, held = Signal(window, reset_less=True), Signal(window, reset_less=True)
+        m.d.comb += [
+            address.eq(Mux(ends, last_window, Cat(place.part, (band_x - tap_x)[:column_bits], own_slot))),
+            read.addr.eq(address),
+            read.en.eq(go),
+            write.addr.eq(late.address),
+            write.en.eq(late.touch),
+            go.eq(skid.i.ready | ~(late.complete | late.ends | late.empty)),
         ]
-        with m.FSM():
-            with m.State("take"):
-                m.d.comb += [
-                    address.eq(Cat(place.part, (band_x - tap_x)[:column_bits], own_slot)),
-                    touch.eq(self.i.valid & ~self.i.p.empty & inside),
-                    self.i.ready.eq(~self.i.p.empty & last_tap),
-                ]
-                with m.If(self.i.valid & ~self.i.p.empty):
-                    m.d.sync += tap_x.eq(tap_x + 1)
-                    with m.If(tap_x == taps_x - 1):
-                        m.d.sync += [tap_x.eq(0), tap_y.eq(tap_y + 1)]
-                    with m.If(last_tap):
-                        m.d.sync += [tap_y.eq(0), step.eq(self.i.p.step), bottom.eq(place.y == height - 1)]
-                        with m.If((place.part == out.parts - 1) & (place.x == width - 1)):
-                            m.next = "rows"
-                        with m.Else():
-                            place.advance(m)
-                        with m.If(place.part == out.parts - 1):
-                            m.d.sync += phase_x.eq(phase_x + 1)
-                            with m.If(phase_x == across - 1):
-                                m.d.sync += [phase_x.eq(0), band_x.eq(band_x + 1)]
-                with m.If(self.i.valid & self.i.p.empty):
-                    m.d.sync += step.eq(self.i.p.step)
-                    m.next = "empty"
-            with m.State("empty"):
-                m.d.comb += [self.o.valid.eq(1), self.o.p.mark.eq(1), self.o.p.empty.eq(1), self.o.p.values.eq(0)]
-                with m.If(self.o.ready):
-                    m.d.comb += self.i.ready.eq(1)
-                    m.next = "take"
-            with m.State("rows"):
-                m.d.sync += [phase_x.eq(phase_x.init), band_x.eq(band_x.init)]
-                with m.If(complete):
-                    m.next = "send"
-                with m.Else():
-                    place.advance(m)
-                    m.d.sync += phase_y.eq(phase_y + 1)
-                    with m.If(phase_y == down - 1):
-                        m.d.sync += [phase_y.eq(0), band_y.eq(band_y + 1), slot.eq(Mux(slot == taps_y - 1, 0, slot + 1))]
-                    with m.If(bottom):
-                        m.d.sync += [phase_y.eq(phase_y.init), band_y.eq(band_y.init), slot.eq(slot.init)]
-                        m.d.sync += [row.eq(0), due.eq(due.init), row_slot.eq(0), bottom.eq(0)]
-                    m.next = "take"
-            with m.State("send"):
-                m.d.comb += [
-                    address.eq(Cat(sent.part, sent.x, row_slot)),
-                    read.en.eq(free),
-                    self.o.valid.eq(loaded),
-                    self.o.p.mark.eq(coordinates.last & (row == rows - 1)),
-                ]
-                with m.If(free & ~ended):
-                    sent.advance(m, restart=sent.last)
-                    m.d.sync += [loaded.eq(1), coordinates.part.eq(sent.part), coordinates.x.eq(sent.x), coordinates.last.eq(sent.last)]
-                    m.d.sync += ended.eq(sent.last)
-                with m.Elif(self.o.ready):
-                    m.d.sync += [loaded.eq(0), ended.eq(0), row.eq(row + 1), due.eq(due + down)]
-                    m.d.sync += row_slot.eq(Mux(row_slot == taps_y - 1, 0, row_slot + 1))
-                    m.next = "rows"
+        with m.If(go):
+            m.d.sync += [
+                early.touch.eq(serve & inside),
+                early.fresh.eq(inside & ((own_y == 0) | (place.y == 0)) & ((own_x == 0) | (place.x == 0))),
+                early.complete.eq(serve & inside & (own_y == kernel_y - 1) & (own_x == kernel_x - 1)),
+                early.ends.eq(serve & ends),
+                early.empty.eq(real & self.i.valid & self.i.p.empty),
+                early.address.eq(address),
+                again.eq(Cat(early.touch & (early.address == address), late.touch & (late.address == address))),
+                early.values.eq(Mux(real & inside, self.i.p.values, 0)),
+                before.eq(Mux(again[0], write.data, Mux(again[1], held, read.data))),
+                held.eq(write.data),
+                late.eq(early),
+            ]
+            with m.If(real):
+                m.d.sync += early.step.eq(self.i.p.step)
+        for value, old, total in zip(late.values, before, write.data, strict=True):
+            joined = old + value if spec.kind == "average" else Mux(value > old, value, old)
+            m.d.comb += total.eq(Mux(late.fresh, value, joined))
+
+        sent = Raster(m, out, "sent")
+        m.d.comb += [
+            skid.i.valid.eq(late.empty | late.ends | (late.complete & ~sent.last)),
+            skid.i.p.mark.eq(late.empty | late.ends),
+            skid.i.p.empty.eq(late.empty),
+            skid.i.p.step.eq(late.step),
+            *(skid.i.p[name].eq(getattr(sent, name)) for name in ("part", "x", "y")),
+            skid.i.p.values.eq(write.data),
+        ]
+        with m.If(go & skid.i.valid & ~late.empty):
+            sent.advance(m)
         return m
 
 

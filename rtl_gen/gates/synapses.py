@@ -226,7 +226,8 @@ class Synapses(wiring.Component):
         m.d.comb += address.eq(row)
         fetched = Signal.like(row_data, reset_less=True)
         m.d.sync += fetched.eq(row_data)
-        value = delay(m, cell.value, 3, "value")  # with the weights
+        before = delay(m, cell.value, 2, "value")
+        value = delay(m, before, 1, "value_now")  # with the weights
         add = delay(m, add, spec.stages, "add", reset=True)
         send = delay(m, send, spec.stages, "send", reset=True)
         told = {name: shape for name, shape in cell.shape().members.items() if name not in ("mark", "emit", "row", "set", "value")}
@@ -242,7 +243,7 @@ class Synapses(wiring.Component):
         }
         entering = self._row_memory(m, early, tag, sums)
         followers = self._windows(m, early, tag, sums, entering)
-        for (key, total), (added, carry) in zip(sums.items(), self._products(m, fetched, value), strict=True):
+        for (key, total), (added, carry) in zip(sums.items(), self._products(m, fetched, value, before), strict=True):
             with m.If(clear if geometry.flat else tag.mark):
                 m.d.sync += total.eq(followers[key])
             with m.Elif(add):
@@ -302,8 +303,8 @@ class Synapses(wiring.Component):
         if spec.sets > 1:
             m.d.sync += chunk_set.eq(Mux(last_chunk, 0, chunk_set + next_set))
 
-    def _products(self, m: Module, fetched: Signal, value: Signal) -> list[tuple[Signal, Signal | int]]:
-        """By place in a row of weights: weight x value, registered, and a carry that belongs to it."""
+    def _products(self, m: Module, fetched: Signal, value: Signal, before: Signal) -> list[tuple[Signal, Signal | int]]:
+        """By place in a row of weights: weight x value, registered, and a carry that belongs to it; ``before`` is next cycle's value."""
         spec, places = self.spec, len(self.spec.slots) * self.spec.lanes
         half = 1 << (spec.weight_bits - 1)
         bits = (Interval(-half, half - 1) * spec.events.value).signed_bits
@@ -318,7 +319,7 @@ class Synapses(wiring.Component):
             weights = [Mux(value < 0, -weight, weight) if spec.events.value.lo < 0 else weight for weight in weights]
             return [(register(weight, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
         if spec.multiplier == "logic":
-            return [(register(total, bits, f"product_{place}"), 0) for place, total in enumerate(self._digits(m, weights, value))]
+            return [(register(total, bits, f"product_{place}"), 0) for place, total in enumerate(self._digits(m, weights, before))]
         if bits + spec.weight_bits + 1 > DSP_BITS:
             return [(register(weight * value, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
         # Two products a multiplier: (high * 2^bits + low) * value. A negative low product borrows from the high one, which gets it back.
@@ -332,13 +333,13 @@ class Synapses(wiring.Component):
             products.append((register(weights[-1] * value, bits, f"product_{places - 1}"), 0))
         return products
 
-    def _digits(self, m: Module, weights, value: Signal):
+    def _digits(self, m: Module, weights, before: Signal):
         """weight x value as a sum over the weight's digits of two bits, each of which chooses among multiples made once for all lanes."""
         bits = (self.spec.events.value * Interval(-2, 3)).signed_bits
         multiples = {}
-        for factor, multiple in ((0, 0), (1, value), (2, value << 1), (3, value + (value << 1)), (-1, -value), (-2, -(value << 1))):
-            multiples[factor] = Signal(signed(bits), name=f"multiple_{factor % 6}")
-            m.d.comb += multiples[factor].eq(multiple)
+        for factor, multiple in ((0, 0), (1, before), (2, before << 1), (3, before + (before << 1)), (-1, -before), (-2, -(before << 1))):
+            multiples[factor] = Signal(signed(bits), name=f"multiple_{factor % 6}", reset_less=True)
+            m.d.sync += multiples[factor].eq(multiple)
         for place, weight in enumerate(weights):
             digits = [weight[start : start + 2] for start in range(0, len(weight), 2)]
             if len(weight) % 2:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import pytest
@@ -140,6 +141,41 @@ def times_of(drive: Callable[..., Any], dut: Any, sent: list[dict[str, Any]], qu
 
     drive(dut, [(dut.i, sent)], [(dut.o, None)], hook=hook, quiet=quiet)
     return times
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cycle_a_volley_and_window(name: str, drive: Callable[..., Any]) -> None:
+    """Volleys are taken without a break, but for the zeros behind the map; where windows do not overlap, they are sent at once."""
+    spec, chance, step = spec_of(CASES[name], "max", COUNTS), random.Random(6), dict.fromkeys(FLAGS, 1)
+    maps = [map_of(spec.volleys, chance) for _ in range(3)]
+    sent = [volley for values in maps for volley in volleys_of(spec.volleys, step, values, chance)]
+    given, taken = times_of(drive, WindowPool(spec), sent)
+    chunks, parts, (tall, wide) = spec.volleys.chunks, spec.output.parts, spec.walked
+    assert given[chunks] - given[0] == given[2 * chunks] - given[chunks] == tall * wide * parts * prod(spec.taps)
+    if spec.taps == (1, 1):
+        _, height, width = spec.output.shape
+        (kernel_y, kernel_x), (down, across), (top, left) = spec.kernel, spec.stride, spec.padding
+        ends = [
+            given[0] + ((y * down + kernel_y - 1 - top) * wide + x * across + kernel_x - 1 - left) * parts + part
+            for y, x, part in product(range(height), range(width), range(parts))
+        ]
+        ends[-1] = given[0] + tall * wide * parts - 1
+        assert taken[: len(ends)] == [end + 3 for end in ends]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if spec_of(case, "max", COUNTS).walked == case.shape[1:]])
+def test_the_last_window_waits_for_the_mark(name: str, stall: float, drive: Callable[..., Any]) -> None:
+    """Whatever follows its last pixel: without the step's last volley, all other windows come; then it does, with the flags of the mark."""
+    spec, chance = spec_of(CASES[name], "average", SPIKES), random.Random(7)
+    values = map_of(spec.volleys, chance)
+    for active in (0, 1):
+        step = {"first": 1, "wake": 1, "final": 0, "active": active}
+        sent = volleys_of(spec.volleys, step, values, chance)
+        wanted = told(volleys_of(spec.output, step, pooled(spec, values), chance))
+        for count, came in ((len(sent) - 1, wanted[:-1]), (len(sent), wanted)):
+            dut = WindowPool(spec)
+            (took,) = drive(dut, [(dut.i, sent[:count])], [(dut.o, None)], stall=stall, seed=active)
+            assert told(took) == came
 
 
 FORMATS = {
