@@ -64,7 +64,7 @@ class Planning:
     fastest: bool
     target_fps: float | None
     max_lut: str | None
-    max_share: float
+    max_share: float | None
 
     def folder(self, net: Any, board: Any, tail: str = "") -> Path:
         """Where a verb puts its files unless told otherwise."""
@@ -87,7 +87,7 @@ def _planning(command: Callable[..., Any]) -> Callable[..., Any]:
 
     path = click.Path(path_type=Path)
     for option in (
-        click.option("--max-share", type=float, default=0.8, show_default=True, help="Share of the device's logic that may be filled."),
+        click.option("--max-share", type=float, help="Share of the logic that may be filled [default: 0.8; if nothing fits then, 0.95]."),
         click.option("--max-lut", metavar="N|N%", help="LUT4s that may be filled instead: a number, or a share as in 60%."),
         click.option("--target-fps", type=float, metavar="N", help="The smallest plan for N images a second, at 80 MHz (iCE40: 24)."),
         click.option("--fastest", is_flag=True, help="As fast as the device allows, whatever the area."),

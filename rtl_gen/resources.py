@@ -414,8 +414,7 @@ def _memory(name: str, rows: int, bits: int, budget: Budget, rom: bool) -> Memor
         return MemoryPlan(name, rows, bits, "distributed", 0, lut4, bits)
     if not ecp5 and rows * bits <= 72 * blocks:
         return MemoryPlan(name, rows, bits, "registers", 0, round(bits * rows / 2), bits * (rows + 1))
-    # A block RAM does not give the old content where it is read and written at once: what is written is kept aside.
-    return MemoryPlan(name, rows, bits, "block", blocks, round(bits * (1 + _segments(segments))) + 10, 2 * bits + 10)
+    return MemoryPlan(name, rows, bits, "block", blocks, round(bits * _segments(segments)), 0)
 
 
 def _segments(count: int) -> float:

@@ -20,6 +20,8 @@ from rtl_gen.resources import estimate, parts
 
 MAX_SHARE = 0.8
 """Share of the logic a plan may fill unless told otherwise: routing needs room, and the model may err."""
+TIGHT_SHARE = 0.95
+"""Share that the smallest plan of all may fill."""
 MAX_BLOCKS = 0.95
 """Share of the block RAM that lanes are chosen for; the model may err."""
 MAX_LANES = 256
@@ -50,14 +52,15 @@ class Options:
     ----------
     code: "spike" or "count".
     lanes: by layer, synapse lanes that are not to be changed, and perhaps neuron lanes.
-    max_share: share of the logic that may be filled; ``max_lut``: LUT4s that may, if given.
+    max_share: share of the logic that may be filled (None: `MAX_SHARE`, or `TIGHT_SHARE` by the smallest plan, if no other fits);
+        ``max_lut``: LUT4s that may, if given.
     fastest: as fast as the device allows, whatever the area.
     target_fps: the smallest plan that takes so many images a second at the clock assumed.
     """
 
     code: Code = "count"
     lanes: Mapping[str, tuple[int, int | None]] | None = None
-    max_share: float = MAX_SHARE
+    max_share: float | None = None
     max_lut: int | None = None
     fastest: bool = False
     target_fps: float | None = None
@@ -65,7 +68,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.code not in ("spike", "count"):
             raise CascError(f"code: {self.code!r} is not known; use spike or count")
-        if not 0 < self.max_share <= 1:
+        if self.max_share is not None and not 0 < self.max_share <= 1:
             raise CascError(f"max share: {self.max_share!r} is not in (0, 1]; the default is {MAX_SHARE}")
         if self.max_lut is not None and self.max_lut < 1:
             raise CascError(f"max LUT4s: {self.max_lut!r} is not positive; give a number or a share, as in 60%")
@@ -132,6 +135,7 @@ class Search:
     ):
         self.net, self.budget, self.options, self.spram = net, budget, options, spram
         self._known: dict[Any, Candidate] = {}
+        self.share, self.tight = MAX_SHARE if options.max_share is None else options.max_share, False
         self.queue = QUEUES[budget.block_ram_kind] if queue is None else queue
         self.images = images
         self.shapes = [[geometry(net, synapses) for synapses in layer.synapses] for layer in net.layers]
@@ -155,7 +159,7 @@ class Search:
 
     def over(self, one: Candidate, blocks: float = 1.0) -> list[tuple[str, int, int]]:
         """(kind, used, allowed) of what ``one`` takes too much of."""
-        over = one.resources.over(self.options.max_share, self.options.max_lut)  # SPRAM is never more than there is
+        over = one.resources.over(self.share, self.options.max_lut)  # SPRAM is never more than there is
         room = int(self.budget.block_rams * blocks)
         if one.resources.block_rams > room and not any(kind == "block RAM" for kind, _, _ in over):
             over.append(("block RAM", one.resources.block_rams, room))
@@ -164,13 +168,15 @@ class Search:
     # The start
 
     def smallest(self) -> Candidate:
-        """One lane everywhere; where that is too much, layer after layer what is nearest to room."""
+        """One lane everywhere; where that is too much, layer after layer what is nearest to room; then, where it may, with more room."""
         single = [Lanes(1, 1, self._multipliers(index)[0]) for index in range(len(self.net.layers))]
         best = self.candidate([self.fixed.get(index, lanes) for index, lanes in enumerate(single)], 1)
         for _ in range(SWEEPS):
             for index in range(len(single)):
                 if self.over(best):
                     best = min([best, *(self.candidate(*move) for move in self._all(best, index))], key=self._excess)
+        if self.over(best) and self.options.max_share is None:
+            self.share, self.tight = TIGHT_SHARE, True
         return best
 
     def _excess(self, one: Candidate) -> tuple[float, int]:
@@ -196,7 +202,7 @@ class Search:
         """Ever faster plans, each a change away from the one before."""
         way, rounds = [start], 0
         wanted = 0.0 if self.options.target_fps is None else CLOCK_HZ[self.budget.block_ram_kind] / self.options.target_fps
-        while way[-1].prediction.interval > wanted:
+        while way[-1].prediction.interval > wanted and not self.tight:
             better = self._better(way[-1])
             if better is None and self.far and rounds < ROUNDS:  # what others do not need makes room
                 rounds, better = rounds + 1, self.trimmed(way[-1], way[-1].prediction.interval)

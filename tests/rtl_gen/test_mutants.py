@@ -62,17 +62,24 @@ MUTANTS = [
     Mutant("S = theta is less than theta", "neurons", "fits = ~less[-1]", "fits = less > 0"),
     Mutant("the step's last spike is lost", "encoder", "Mux(volley.mark, ~pending.any(), ~rest.any())", "~rest.any()"),
     Mutant("events at the wrong pixel", "encoder", "self.events.p.x.eq(volley.x)", "self.events.p.x.eq(volley.y)"),
-    Mutant("chunks of a pass in the wrong order", "synapses", "self.currents.p.x.eq(parts[part])", "self.currents.p.x.eq(parts[part ^ 1])"),
+    Mutant("chunks of a pass in the wrong order", "synapses", "zip(parts, part, strict", "zip(parts, part[::-1], strict"),
     Mutant("sums are not cleared", "synapses", "m.d.sync += total.eq(followers[key])", "m.d.sync += total.eq(total)"),
     Mutant("-1 adds the weight", "synapses", "Mux(value < 0, -weight, weight) if", "weight if"),
     Mutant("every pass reads the first rows", "synapses", "base + Mux(next_set, 0, spec.set_rows)", "base"),
     Mutant("groups hear each other", "synapses", "(cell.set == chunk_set)", "1"),
     Mutant("a chunk overtakes the one before", "synapses", "(credits != 0) | (0 if geometry.flat else ~sends)", "1"),
-    Mutant("a value arrives a cycle late", "synapses", 'cell.value, 3, "value"', 'cell.value, 4, "value"'),
+    Mutant("a value arrives a cycle late", "synapses", 'cell.value, 2, "value"', 'cell.value, 3, "value"'),
     Mutant("rows do not move down", "synapses", "Mux(tag.down, above, here)", "here"),
     Mutant("columns outside the map are kept", "synapses", "write.en.eq(tag.mark & tag.keep)", "write.en.eq(tag.mark)"),
     Mutant("a borrow is not given back", "synapses", "(pair[bits:].as_signed(), pair[bits - 1])", "(pair[bits:].as_signed(), 0)"),
     Mutant("a weight's sign digit counts as the others", "synapses", "for factor in (0, 1, -2, -1)", "for factor in (0, 1, 2, 3)"),
+    Mutant("rows leave before their last source", "serial", "((dy >= kernel_y) & ~last_row)", "((dy >= kernel_y - 1) & ~last_row)"),
+    Mutant("sums stay behind", "serial", "write.addr.eq(sending), write.data.eq(0), write.en.eq(1)", "write.en.eq(0)"),
+    Mutant("an event overtakes the one before", "serial", "SETTLE = 3", "SETTLE = 1"),
+    Mutant("each row of taps is the first", "serial", "tap.eq(tap_row - down * kernel_x)", "tap.eq(tap_row)"),
+    Mutant("a row begins where the last one ended", "serial", "column.eq(0), left.eq(left.init)]", "column.eq(column)]"),
+    Mutant("all groups in the place of the first", "serial", "first_chunk = self._set(event.channel) * spec.chunks", "first_chunk = 0"),
+    Mutant("taps beyond the map", "serial", "& (to_row != rows - 1)", ""),
     Mutant("marks are lost at the row's end", "walk", "with m.If(row_end | end):", "with m.If(end):"),
     Mutant("an event is taken a cell early", "walk", "(event.x + lead < edge)", "(event.x + lead <= edge)"),
     Mutant("a neuron leaves before its last row", "walk", "(band >= taps_y - 1)", "(band + 1 >= taps_y - 1)"),
@@ -163,6 +170,7 @@ def cases(make_net: Callable[..., IntegerNet], make_images: Any) -> list[tuple[I
     quiet = make_net((5, 4, 3, 2), levels=4, bits=3, input_max=5, seed=QUIET_SEED, spread=1.0)
     maps = _maps(MAPS_SEED)
     few = make_images(maps, 4, 1)
+    serial = [Lanes(1, 1, "dsp", serial=True), Lanes(2, 2, "dsp", serial=True), Lanes(1, 1, "dsp", serial=True), Lanes(1, 1)]
     each = [Lanes(4, 2, "logic"), Lanes(2, 2, "dsp"), Lanes(1, 1, "dsp"), Lanes(2, 1, "logic")]
     return [
         (net, core_spec(net, [Lanes(4, 2), Lanes(4, 1), Lanes(2, 2)], 2), images),
@@ -170,6 +178,7 @@ def cases(make_net: Callable[..., IntegerNet], make_images: Any) -> list[tuple[I
         (quiet, core_spec(quiet, [Lanes(2, 2), Lanes(2, 1), Lanes(2, 2)], 1), make_images(quiet, 5, QUIET_SEED)),
         (maps, core_spec(maps, each, 2, "count"), few),
         (maps, core_spec(maps, [Lanes(2, 2, "dsp"), Lanes(4, 4), Lanes(4, 2, "dsp"), Lanes(4, 4, "dsp")], 1, "count"), few),
+        (maps, core_spec(maps, serial, 1, "count"), few),
         (maps, core_spec(maps, each, 2), few),
     ]
 
