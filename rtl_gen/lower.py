@@ -19,7 +19,7 @@ from rtl_gen.gates.pools import PoolSpec
 from rtl_gen.gates.readout import ReadOutSpec
 from rtl_gen.gates.serial import SerialSpec
 from rtl_gen.gates.streams import CurrentFormat, EventFormat, VolleyFormat
-from rtl_gen.gates.synapses import SynapsesSpec
+from rtl_gen.gates.synapses import Multiplier, SynapsesSpec
 from rtl_gen.gates.wake import ScheduleSpec
 from rtl_gen.gates.walk import Geometry
 
@@ -43,7 +43,7 @@ class Lanes:
 
     synapses: int
     neurons: int
-    multiplier: Literal["dsp", "logic"] = "dsp"
+    multiplier: Multiplier = "dsp"
     serial: bool = False
 
 

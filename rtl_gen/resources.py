@@ -230,7 +230,9 @@ def _synapses(part: Part, spec: SynapsesSpec) -> None:
 
     _weights(part, spec)
     _products(part, spec)
-    part.adders(places, width + (spec.multiplies and spec.multiplier == "dsp" and _paired(spec)))
+    paired = spec.in_dsps if _paired(spec) else 0
+    part.adders(paired, width + 1)
+    part.adders(places - paired, width)
     part.add(places * width * (geometry.kept_rows or taps_x > 1), places * width)
 
     if geometry.kept_rows:
@@ -298,27 +300,24 @@ def _products(part: Part, spec: SynapsesSpec) -> None:
     places, bits, value = len(spec.slots) * spec.lanes, spec.weight_bits, spec.events.value
     product = _product(spec).signed_bits
     count: float = min(places, 1 << bits) if spec.row_count == 1 else places * {2: 0.5, 3: 0.75, 4: 0.75}.get(spec.row_count, 1)
-    if not spec.multiplies:
-        if value.lo < 0:
-            part.adders(count, bits)
-            part.add(count * (bits + 1))
-    elif spec.multiplier == "logic":
+    if not spec.multiplies and value.lo < 0:
+        part.adders(count, bits)
+        part.add(count * (bits + 1))
+    logic, pairs = count * (1 - spec.in_dsps / places), spec.in_dsps // 2 if _paired(spec) else 0
+    if spec.multiplies and logic:
         multiple, digits = (value * Interval(-2, 3)).signed_bits, -(-bits // 2)
-        part.add(count * digits * multiple * (1.3 if spec.row_count > 1 else 0))
+        part.add(logic * digits * multiple * (1.3 if spec.row_count > 1 else 0), 4 * multiple)
         part.adders(2, multiple)
         if digits > 1:
-            part.adders(count, product - 2)
+            part.adders(logic, product - 2)
         if digits > 2:  # carries are saved
-            part.add(count * (digits - 2) * 2 * product, count * digits * multiple)
-    elif not _paired(spec):
-        part.dsps += places
-    else:
-        part.dsps += -(-places // 2)
-        part.adders(places // 2, bits + 1)
-        if not part.ecp5:
-            part.add(places // 2 * 10 * max(product + bits + 1 - 16, 0))  # beyond the 16 bits of a multiplier
-    if part.ecp5 or not spec.multiplies or spec.multiplier == "logic":  # else they are in the DSP
-        part.add(0, count * (product + bits * (spec.row_count > 1)))
+            part.add(logic * (digits - 2) * 2 * product, logic * digits * multiple)
+    part.dsps += spec.in_dsps - pairs
+    part.adders(pairs, bits + 1)
+    if not part.ecp5:
+        part.add(pairs * 10 * max(product + bits + 1 - 16, 0))  # beyond the 16 bits of a multiplier
+    # On iCE40 products are registered in the DSP.
+    part.add(0, (count if part.ecp5 else logic) * (product + bits * (spec.row_count > 1)))
 
 
 def _neurons(part: Part, spec: NeuronSpec) -> None:

@@ -318,7 +318,8 @@ class Search:
         layer = self.net.layers[index]
         small = self.budget.block_ram_kind == "DP16KD" and all(synapses.bits <= 4 for synapses in layer.synapses)
         if small or all(self._plain(synapses) for synapses in layer.synapses):
-            return ["logic"]  # small products: 100 MHz in logic beside the sums, 63 MHz in multipliers all over an ECP5
+            # Small products: 100 MHz in logic beside the sums, 63 MHz in multipliers all over an ECP5; a few of these do no harm.
+            return ["logic", "both"] if small and all(shape.flat for shape in self.shapes[index]) else ["logic"]
         return ["dsp", "logic"] if self.budget.dsps else ["logic"]
 
     def _plain(self, synapses: Synapses) -> bool:

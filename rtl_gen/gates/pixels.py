@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -41,6 +41,11 @@ class PixelSpec:
     def row(self) -> int:
         """Pixels of a row, all channels."""
         return self.shape[0] * self.shape[2]
+
+    @property
+    def single(self) -> bool:
+        """Whether the map is one pixel."""
+        return self.shape[1:] == (1, 1)
 
     @property
     def beats(self) -> int:
@@ -106,7 +111,7 @@ class PixelReader(wiring.Component):
         m.submodules.skid = skid = Skid(spec.events.signature)
         events = skid.i
         wiring.connect(m, skid.o, wiring.flipped(self.events))
-        place, across = _divided(channel + lane[: beat.bit_length() - 1], channels, channels + beat - 1)
+        place, across = self._place(channel, lane[: beat.bit_length() - 1])
         m.d.comb += [
             events.p.channel.eq(place),
             events.p.x.eq(x + across),
@@ -145,11 +150,20 @@ class PixelReader(wiring.Component):
             with m.If(count == 0):
                 m.d.sync += self.tickets.p.start.eq(self.now)
             next_x, next_channel, next_y = following
-            place, across = _divided(next_channel + beat, channels, channels + beat)
+            place, across = (next_channel + beat, 0) if spec.single else _divided(next_channel + beat, channels, channels + beat)
             m.d.sync += [next_channel.eq(place), next_x.eq(next_x + across)]
             with m.If(next_x + across >= width):
                 m.d.sync += [next_x.eq(0), next_y.eq(next_y + 1)]
         return m
+
+    def _place(self, channel: Signal, lane: Value) -> tuple[Value, Value]:
+        """Channel of element ``lane`` of a beat that begins at ``channel``, and pixels between them."""
+        channels, beat = self.spec.shape[0], self.spec.beat
+        if self.spec.single or channels % beat == 0:
+            return channel | lane, Const(0)
+        if beat % channels == 0:
+            return _divided(lane, channels, beat)
+        return _divided(channel + lane, channels, channels + beat - 1)
 
 
 def _divided(total, divisor: int, limit: int):

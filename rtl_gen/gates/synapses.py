@@ -25,8 +25,13 @@ ROTATED = 3
 """Up to so many chunks a pixel their windows stand in registers, from there on in a memory."""
 DSP_BITS = 18
 """Width of a multiplier's inputs."""
+DIGIT_BITS = 4
+"""Width of a weight up to which logic makes a product in a cycle."""
 STAGES = 4
 """Cycles from a transfer's entry until it acts on the sums, the extra stage of a large multiplier not counted."""
+
+
+Multiplier = Literal["dsp", "logic", "both"]
 
 
 def lanes_fit(geometry: Geometry, lanes: int) -> bool:
@@ -49,7 +54,8 @@ class SynapsesSpec:
     weight_bits: width of a weight.
     weights: flat: by output, by source in wire order. Else by output, input channel of its group, row and column of the kernel.
         Each in ``weight_bits`` two's complement.
-    multiplier: where the products are made, if an event's value may be other than -1, 0, 1: "dsp" blocks or "logic".
+    multiplier: where the products are made, if an event's value may be other than -1, 0, 1: in "dsp" blocks, in "logic", or half of them in
+        each, "both" (weights of at most 4 bits).
     storage: of the weights: "rom", a table that the bitstream fills, or "spram", loaded once (see `WeightStore`).
     """
 
@@ -59,7 +65,7 @@ class SynapsesSpec:
     lanes: int
     weight_bits: int
     weights: tuple = field(repr=False)
-    multiplier: Literal["dsp", "logic"] = "dsp"
+    multiplier: Multiplier = "dsp"
     storage: Literal["rom", "spram"] = "rom"
 
     def __post_init__(self) -> None:
@@ -69,6 +75,8 @@ class SynapsesSpec:
             raise ValueError(f"{self.geometry} does not lead from {self.events.shape} to {self.currents.shape}")
         if not lanes_fit(self.geometry, self.lanes):
             raise ValueError(f"lanes {self.lanes!r} do not make whole chunks of {self.geometry.groups} groups of {self._group} channels")
+        if self.multiplier == "both" and self.weight_bits > DIGIT_BITS:
+            raise ValueError(f"products of {self.weight_bits!r}-bit weights, which take longer in logic, in both places")
         _ = self.store
 
     @property
@@ -108,7 +116,13 @@ class SynapsesSpec:
     @property
     def stages(self) -> int:
         """Cycles from a transfer's entry until it acts on the sums."""
-        return STAGES + (self.multiplies and self.multiplier == "logic" and self.weight_bits > 4)
+        return STAGES + (self.multiplies and self.multiplier == "logic" and self.weight_bits > DIGIT_BITS)
+
+    @property
+    def in_dsps(self) -> int:
+        """Products made in DSPs, of those of `slots` and lanes."""
+        places = len(self.slots) * self.lanes
+        return 0 if not self.multiplies else {"dsp": places, "both": places // 4 * 2, "logic": 0}[self.multiplier]
 
     @property
     def set_rows(self) -> int:
@@ -318,19 +332,18 @@ class Synapses(wiring.Component):
         if not spec.multiplies:
             weights = [Mux(value < 0, -weight, weight) if spec.events.value.lo < 0 else weight for weight in weights]
             return [(register(weight, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
-        if spec.multiplier == "logic":
-            return [(register(total, bits, f"product_{place}"), 0) for place, total in enumerate(self._digits(m, weights, before))]
-        if bits + spec.weight_bits + 1 > DSP_BITS:
-            return [(register(weight * value, bits, f"product_{place}"), 0) for place, weight in enumerate(weights)]
+        cut, products = spec.in_dsps, list[tuple[Signal, Signal | int]]()
+        paired = cut // 2 * 2 if bits + spec.weight_bits + 1 <= DSP_BITS else 0
         # Two products a multiplier: (high * 2^bits + low) * value. A negative low product borrows from the high one, which gets it back.
-        products: list[tuple[Signal, Signal | int]] = []
-        for place in range(0, places - 1, 2):
+        for place in range(0, paired, 2):
             low, high = weights[place], weights[place + 1]
             both = Cat(low[: spec.weight_bits], low[-1].replicate(bits - spec.weight_bits), (high - low[-1])[: spec.weight_bits + 1])
             pair = register(both.as_signed() * value, 2 * bits + 1, f"product_{place}")  # a bit more: for what was borrowed
             products += [(pair[:bits].as_signed(), 0), (pair[bits:].as_signed(), pair[bits - 1])]
-        if places % 2:
-            products.append((register(weights[-1] * value, bits, f"product_{places - 1}"), 0))
+        products += [(register(weights[place] * value, bits, f"product_{place}"), 0) for place in range(paired, cut)]
+        if cut < places:
+            totals = enumerate(self._digits(m, weights[cut:], before), cut)
+            products += [(register(total, bits, f"product_{place}"), 0) for place, total in totals]
         return products
 
     def _digits(self, m: Module, weights, before: Signal):

@@ -20,7 +20,7 @@ from casc_hw.network import IMAGE
 from casc_hw.vectors import save_vectors
 from rtl_gen.cycles import worst_cycles
 from rtl_gen.gates.core import Core, CoreSpec, weight_words
-from rtl_gen.gates.synapses import lanes_fit
+from rtl_gen.gates.synapses import DIGIT_BITS, lanes_fit
 from rtl_gen.lower import Lanes, core_spec, geometry, pixel_shape
 from sim.bench import LayerCheck, Outcome, ResultCheck, _beats, load_vectors, tap
 from tests.random_nets import random_graph
@@ -193,8 +193,10 @@ def _lanes(net: IntegerNet, chance: random.Random) -> list[Lanes]:
             if all(lanes_fit(geometry(net, synapses), neurons * ratio) for synapses in layer.synapses)
         ]
         serial = chance.random() < 0.2 and neurons in allowed
+        small = all(synapses.bits <= DIGIT_BITS for synapses in layer.synapses)
+        multiplier = chance.choice(("dsp", "logic", "both" if small else "dsp"))
         allowed = [neurons] if serial else allowed or [neurons * -(-layer.outputs // neurons)]
-        lanes.append(Lanes(chance.choice(allowed), neurons, chance.choice(("dsp", "logic")), serial))
+        lanes.append(Lanes(chance.choice(allowed), neurons, multiplier, serial))
     return lanes
 
 

@@ -97,6 +97,19 @@ def test_max_share_is_honoured(share: float) -> None:
     assert plan.resources.lut4 > (share - 0.25) * 5280  # and made use of
 
 
+def test_the_lenet_fits_an_icebreaker_a_tap_at_a_time() -> None:
+    """Its smallest plan fills more than plans do otherwise, unless told what may be filled."""
+    net, board = IntegerNet.load(EXAMPLES / "lenet_up5k.pt"), BOARDS["icebreaker"]
+    plan = make_plan(net, board, images=images(net))
+    assert [lanes.serial for lanes in plan.lanes] == [True, True, False]
+    assert 0.8 * 5280 < plan.resources.lut4 < 0.95 * 5280
+    roomy = make_plan(net, board, Options(max_share=0.9), images=images(net))
+    assert plan.resources.lut4 < roomy.resources.lut4 <= 0.9 * 5280
+    assert roomy.prediction.interval < plan.prediction.interval
+    with pytest.raises(CascError, match=r"lenet_up5k: needs at least \d+ of LUT4, iCE40UP5K has 4224 to give"):
+        make_plan(net, board, Options(max_share=0.8), images=images(net))
+
+
 @pytest.mark.parametrize("luts", [6000, 9000, 18000])
 def test_max_lut_is_honoured_and_stands_above_the_share(luts: int) -> None:
     plan = make_plan(CONV, SMALL, Options(max_lut=luts, max_share=0.5, fastest=True))
@@ -145,6 +158,7 @@ def test_everything_the_gates_depend_on_is_in_the_digest() -> None:
     others = [
         plan_of(DIGITS, BIG, [Lanes(8, 4), Lanes(5, 5)], 4),
         plan_of(DIGITS, BIG, [Lanes(8, 2, "logic"), Lanes(5, 5)], 4),
+        plan_of(DIGITS, BIG, [Lanes(8, 2, serial=True), Lanes(5, 5)], 4),
         plan_of(DIGITS, BIG, [Lanes(8, 2), Lanes(5, 5)], 2),
         plan_of(DIGITS, BIG, [Lanes(8, 2), Lanes(5, 5)], 4, "spike"),
         plan_of(DIGITS, BIG, [Lanes(8, 2), Lanes(5, 5)], 4, queue=16),
@@ -174,7 +188,7 @@ def test_a_network_too_large_is_refused_with_numbers_and_what_was_tried() -> Non
     others = {name: budget for name, budget in BOARDS.items() if name != "icebreaker"}
     words = r"conv: needs at least \d+ of .*, iCE40UP5K has \d+ to give \(\d+ too few\); it would fit with .*"
     with pytest.raises(CascError, match=words) as refusal:
-        make_plan(convolutional(24, 28), BOARDS["icebreaker"], larger=others)
+        make_plan(convolutional(64, 28), BOARDS["icebreaker"], larger=others)
     assert "--board ulx3s-12f" in str(refusal.value)
     with pytest.raises(CascError, match=r"of LUT4, LFE5U-12F has 242 to give .* no fewer bits or levels would do, make it smaller"):
         make_plan(DIGITS, SMALL, Options(max_share=0.01))

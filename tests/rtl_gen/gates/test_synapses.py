@@ -124,7 +124,7 @@ def chain(spec: SynapsesSpec) -> Module:
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, how) for name in CASES for how in ("dsp", "logic")[: 1 + (CASES[name][1] != SPIKES)]]
+    [(name, how) for name in CASES for how in ("dsp", "logic", "both")[: 1 + (CASES[name][1] != SPIKES) * (1 + (CASES[name][4] <= 4))]]
     + [(name, "serial") for name in CASES if not CASES[name][0].flat],
 )
 def test_sums(name: str, how: str, extreme: bool, stall: float, drive: Callable[..., Any]) -> None:
