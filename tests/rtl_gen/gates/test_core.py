@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,8 +37,9 @@ def test_random_net_equals_the_reference(seed: int, code: str, random_case: Call
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["spike", "count"])
-@pytest.mark.parametrize("block", range(20))
-def test_two_hundred_more(block: int, code: str, random_case: Callable[..., Any], make_images: Any, run_core: Run) -> None:
+@pytest.mark.parametrize("block", range(int(os.environ.get("RANDOM_NETS", "200")) // 10))
+def test_many_more(block: int, code: str, random_case: Callable[..., Any], make_images: Any, run_core: Run) -> None:
+    """``RANDOM_NETS``: how many, 200 unless told otherwise."""
     for seed in range(1000 + 10 * block, 1010 + 10 * block):
         net, spec = random_case(seed, code)
         images = make_images(net, 3, seed)[1 if code == "count" else 2 :]
