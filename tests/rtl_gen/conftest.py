@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -282,10 +283,14 @@ class _Rig:
 
         module = Module()
         module.submodules.core = ResetInserter(reset)(self.core)
-        simulator = Simulator(module)
-        simulator.add_clock(1e-6)
-        simulator.add_testbench(bench)
-        simulator.run()
+        gc.disable()  # a core in the simulator is a million objects
+        try:
+            simulator = Simulator(module)
+            simulator.add_clock(1e-6)
+            simulator.add_testbench(bench)
+            simulator.run()
+        finally:
+            gc.enable()
         return outcomes
 
     async def _bench(self, ctx: Any, vectors: dict[str, Any], outcome: Outcome, stall: float, chance: random.Random, patience: int) -> None:
