@@ -45,7 +45,7 @@ READER, QUEUE, WALK, SYNAPSES, SUM, NEURONS, POOL, DIFFERENCE = 1, 3, 1, 1, 1, 1
 SENT = 2
 """Cycles in which serial synapses send a chunk."""
 HELD = 2
-"""Events that a register in front of the walk, and one behind the pixel reader, hold."""
+"""Events that registers hold: those behind the walk, behind the pixel reader, behind a queue."""
 WINDOWS = 2
 """Volleys that wait behind a pool."""
 RESULT = 4
@@ -550,7 +550,7 @@ class _Engine(_Server):
         """
         given, cells = _marked(self._inside, 1), _between(self._inside, self.upto)
         cells[:, -1] += 1
-        held = HELD * (not self.serial) + HELD * (self.source == IMAGE)
+        held = HELD * ((not self.serial) + (self.source == IMAGE) + (self.taken.queue > 0))
         spent = np.where(cells > 0, self.work.each, 0) if self.serial else cells
         return _room(rows, given, cells, spent, np.maximum(given, self.taken.queue + held))
 

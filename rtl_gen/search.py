@@ -171,12 +171,17 @@ class Search:
         """One lane everywhere; where that is too much, layer after layer what is nearest to room; then, where it may, with more room."""
         single = [Lanes(1, 1, self._multipliers(index)[0]) for index in range(len(self.net.layers))]
         best = self.candidate([self.fixed.get(index, lanes) for index, lanes in enumerate(single)], 1)
-        for _ in range(SWEEPS):
-            for index in range(len(single)):
-                if self.over(best):
-                    best = min([best, *(self.candidate(*move) for move in self._all(best, index))], key=self._excess)
+        best = self._squeezed(best)
         if self.over(best) and self.options.max_share is None:
             self.share, self.tight = TIGHT_SHARE, True
+            best = self._squeezed(best)
+        return best
+
+    def _squeezed(self, best: Candidate) -> Candidate:
+        for _ in range(SWEEPS):
+            for index in range(len(self.net.layers)):
+                if self.over(best):
+                    best = min([best, *(self.candidate(*move) for move in self._all(best, index))], key=self._excess)
         return best
 
     def _excess(self, one: Candidate) -> tuple[float, int]:
@@ -191,7 +196,8 @@ class Search:
                 choices.append(replace(current, multiplier=multiplier))
             else:
                 choices += [self._lanes(index, passes, 1, multiplier) for passes in (self._passes(index, current), 32, 16, 8, 4, 3, 2, 1)]
-        choices.append(self._serial(index, replace(current, neurons=current.synapses) if index in self.fixed else Lanes(1, 1)))
+        start = current if index in self.fixed else Lanes(1, 1)
+        choices.append(self._serial(index, replace(start, neurons=start.synapses) if self._open(index) else start))
         for choice in dict.fromkeys(choices):
             if choice is not None and choice != current:
                 yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
@@ -202,7 +208,7 @@ class Search:
         """Ever faster plans, each a change away from the one before."""
         way, rounds = [start], 0
         wanted = 0.0 if self.options.target_fps is None else CLOCK_HZ[self.budget.block_ram_kind] / self.options.target_fps
-        while way[-1].prediction.interval > wanted and not self.tight:
+        while way[-1].prediction.interval > wanted and (self.far or not self.tight):
             better = self._better(way[-1])
             if better is None and self.far and rounds < ROUNDS:  # what others do not need makes room
                 rounds, better = rounds + 1, self.trimmed(way[-1], way[-1].prediction.interval)
@@ -279,7 +285,7 @@ class Search:
             yield from ((one.lanes, beat) for beat in self._beats() if one.beat < beat <= 4 * one.beat)
             return
         index, what = self.place(part)
-        lanes, open_ = one.lanes[index], index not in self.fixed or (self.options.lanes or {})[self.net.layers[index].name][1] is None
+        lanes, open_ = one.lanes[index], self._open(index)
         passes = self._passes(index, lanes)
         choices: list[Lanes | None] = []
         if lanes.serial and index not in self.fixed:
@@ -334,8 +340,17 @@ class Search:
     def _serial(self, index: int, lanes: Lanes) -> Lanes | None:
         """``lanes`` with a tap at a time; None where layer ``index`` has no convolution, or cannot have them."""
         last, count, shapes = index == len(self.net.layers) - 1, lanes.synapses, self.shapes[index]
-        fits = 1 <= count <= MAX_NEURON_LANES and (last or not count & (count - 1)) and all(lanes_fit(shape, count) for shape in shapes)
+        fits = (
+            lanes.neurons == count
+            and 1 <= count <= MAX_NEURON_LANES
+            and (last or not count & (count - 1))
+            and all(lanes_fit(shape, count) for shape in shapes)
+        )
         return replace(lanes, serial=True) if fits and not all(shape.flat for shape in shapes) else None
+
+    def _open(self, index: int) -> bool:
+        """Whether the user leaves the neuron lanes of layer ``index`` open."""
+        return index not in self.fixed or (self.options.lanes or {})[self.net.layers[index].name][1] is None
 
     def _top(self, index: int) -> int:
         """Most synapse lanes of layer ``index``."""
@@ -439,6 +454,8 @@ def held_by(search: Search, one: Candidate) -> str:
         return f"{lanes.neurons} neuron{'s' * (lanes.neurons > 1)} a cycle"
     engine = layer.inputs[0].spec
     adders = sum(synapses.spec.adders for synapses in layer.inputs)
+    if lanes.serial:
+        return f"a tap at a time of {lanes.synapses} channel{'s' * (lanes.synapses > 1)}"
     if engine.passes == 1:
         return f"one event a cycle, with all {engine.geometry.outputs} channels at once ({adders} adders)"
     over = [search.over(search.candidate(*move), MAX_BLOCKS) for move in search.moves(one, part)]

@@ -16,7 +16,7 @@ UNDEFINED_COLLISIONS = r"setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:MEMID=
 """Leaves open what a memory gives where it is read and written at once: no part of ours looks at it.
 
 Amaranth asks for the old content, which block RAM of ECP5 and iCE40 does not give by itself: logic around it would have to. Simulations
-give garbage there. Left out are memories called ``spram``, of one port, and those of two clocks.
+give garbage there. Left out are memories called ``spram``, of one port, FIFOs called ``*_cross``, of two clocks, and the link's ``banks``.
 """
 
 _SCRIPT = """read_rtlil design.il

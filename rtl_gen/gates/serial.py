@@ -152,6 +152,7 @@ class SerialSynapses(wiring.Component):
                         m.d.sync += [column.eq(column + 1), left.eq(left + across)]
                     with m.Elif((dx < 0) | (dy < 0) | (dx >= kernel_x) | (dy >= kernel_y)):
                         m.d.comb += self.events.ready.eq(1)
+                        m.d.sync += touched.eq(1)
                     with m.Else():
                         start = Array(line * kernel_x for line in range(kernel_y))[dy[: len(tap_y)]] + dx[: len(tap_x)]
                         m.d.sync += [tap_y.eq(dy), tap_x.eq(dx), tap.eq(start), tap_row.eq(start)]

@@ -76,6 +76,7 @@ MUTANTS = [
     Mutant("rows leave before their last source", "serial", "((dy >= kernel_y) & ~last_row)", "((dy >= kernel_y - 1) & ~last_row)"),
     Mutant("sums stay behind", "serial", "write.addr.eq(sending), write.data.eq(0), write.en.eq(1)", "write.en.eq(0)"),
     Mutant("an event overtakes the one before", "serial", "SETTLE = 3", "SETTLE = 1"),
+    Mutant("sums outlive a reset", "serial", "touched.eq(1), dirty.eq(1)]", "touched.eq(1)]"),
     Mutant("each row of taps is the first", "serial", "tap.eq(tap_row - down * kernel_x)", "tap.eq(tap_row)"),
     Mutant("a row begins where the last one ended", "serial", "column.eq(0), left.eq(left.init)]", "column.eq(column)]"),
     Mutant("all groups in the place of the first", "serial", "first_chunk = self._set(event.channel) * spec.chunks", "first_chunk = 0"),
@@ -186,7 +187,7 @@ def cases(make_net: Callable[..., IntegerNet], make_images: Any) -> list[tuple[I
 def check(cases: list[tuple[IntegerNet, CoreSpec, torch.Tensor]], run_core: Callable[..., Any]) -> str:
     """The first mismatch, or nothing."""
     for net, spec, images in cases:
-        for outcome in run_core(net, spec, images, stalls=(0.0, 0.5)):
+        for outcome in run_core(net, spec, images, stalls=(0.0, 0.5), restarts=True):
             if outcome.mismatches:
                 return str(outcome.messages[0])
     return ""

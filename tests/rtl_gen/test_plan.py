@@ -103,6 +103,11 @@ def test_the_lenet_fits_an_icebreaker_a_tap_at_a_time() -> None:
     plan = make_plan(net, board, images=images(net))
     assert [lanes.serial for lanes in plan.lanes] == [True, True, False]
     assert 0.8 * 5280 < plan.resources.lut4 < 0.95 * 5280
+    assert make_plan(net, board, Options(fastest=True), images=images(net)).prediction.interval < 0.6 * plan.prediction.interval
+    fixed = make_plan(net, board, Options(lanes={"conv2": (2, None)}), images=images(net))
+    assert (fixed.lanes[1].synapses, fixed.lanes[1].neurons, fixed.lanes[1].serial) == (2, 2, True)
+    with pytest.raises(CascError, match="lanes of the planner's choice"):
+        make_plan(net, board, Options(lanes={"conv2": (4, 2)}), images=images(net))
     roomy = make_plan(net, board, Options(max_share=0.9), images=images(net))
     assert plan.resources.lut4 < roomy.resources.lut4 <= 0.9 * 5280
     assert roomy.prediction.interval < plan.prediction.interval

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,11 @@ def test_core_equals_the_reference(code: Any, make_images: Any, run_core: Callab
         assert outcome.images == 4
 
 
+@pytest.mark.parametrize("serial", [False, True])
 @pytest.mark.parametrize("code", ["spike", "count"])
-def test_resets_keep_the_weights(code: Any, make_images: Any, run_core: Callable[..., list[Any]]) -> None:
+def test_resets_keep_the_weights(code: Any, serial: bool, make_images: Any, run_core: Callable[..., list[Any]]) -> None:
     net = small_net(1)
-    spec = core_spec(net, LANES, 1, code, spram=STORED)
+    spec = core_spec(net, [replace(LANES[0], serial=serial), *LANES[1:]], 1, code, spram=STORED)
     outcomes = run_core(net, spec, make_images(net, 3), stalls=(0.0, 0.0, 0.3), restarts=True)
     assert len(outcomes) == 3
     for outcome in outcomes:

@@ -131,14 +131,17 @@ def test_sums(name: str, how: str, extreme: bool, stall: float, drive: Callable[
     spec = serial(make(CASES[name], extreme)) if how == "serial" else make(CASES[name], extreme, multiplier=how)
     chance, values, out = random.Random(9), spec.events.value, spec.currents
     places = wire_order(spec.geometry.source)
+    lost = [place for place in places if not any(spec_reach(spec, place))]
     sent, wanted = [], []
-    for kind in ("none", "hi", "lo", "none", *["some"] * 5, "few", "few"):
+    for kind in ("none", "hi", "lo", "none", *["some"] * 5, "few", "few", "lost", "some", "one lost", "few"):
         events = {
             "none": {},
             "hi": dict.fromkeys(places, values.hi),
             "lo": dict.fromkeys(places, values.lo or values.hi),
             "some": {place: chance.choice((values.lo or 1, values.hi)) for place in places if chance.random() < 0.5},
             "few": {place: values.hi for place in places if chance.random() < 0.1},
+            "lost": dict.fromkeys(lost, values.hi),
+            "one lost": dict.fromkeys(lost[-1:], values.hi),
         }[kind]
         step = dict(zip(("first", "wake", "final", "active"), (chance.randrange(2) for _ in range(4)), strict=True))
         sent += [{"mark": 0, "step": step | {"active": 0}, "y": y, "x": x, "channel": c, "value": v} for (y, x, c), v in events.items()]
@@ -162,18 +165,21 @@ def test_sums(name: str, how: str, extreme: bool, stall: float, drive: Callable[
         assert got == want
 
 
+def spec_reach(spec: SynapsesSpec, place: tuple[int, int, int]) -> list[int]:
+    """By neuron, over how many synapses the source at ``place`` reaches it."""
+    if spec.geometry.flat:
+        return [1]
+    kernel = ((1,) * spec.geometry.kernel[1],) * spec.geometry.kernel[0]
+    ones = ((kernel,) * len(spec.weights[0]),) * spec.geometry.outputs
+    return list(expected(replace(spec, weights=ones), {place: 1}).values())
+
+
 def reached(spec: SynapsesSpec, events: Any) -> bool:
     """Whether an event lies where a walk goes."""
     geometry = spec.geometry
-    if isinstance(spec, SerialSpec):  # which looks closer
-        weights = [[[[1] * geometry.kernel[1]] * geometry.kernel[0]] * len(spec.weights[0])] * geometry.outputs
-        return any(expected(replace(spec, weights=weights), dict.fromkeys(events, 1)).values())
-    return any(y < geometry.rows and x + geometry.padding[1] < geometry.columns * geometry.stride[1] for y, x, _ in events)
-
-
-def test_a_source_that_reaches_nothing_is_dropped() -> None:
-    spec = make(CASES["1 x 1, stride 3, sources that reach nothing"])
-    assert (spec.geometry.rows, spec.geometry.columns * 3) == (9, 9)
+    return isinstance(spec, SerialSpec) or any(
+        y < geometry.rows and x + geometry.padding[1] < geometry.columns * geometry.stride[1] for y, x, _ in events
+    )
 
 
 def test_properties() -> None:
