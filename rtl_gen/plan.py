@@ -15,6 +15,7 @@ from casc_hw.reference import sleep_bound
 from rtl_gen.budget import Budget
 from rtl_gen.cycles import Prediction
 from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
+from rtl_gen.gates.serial import SerialSpec
 from rtl_gen.limits import Limits, limits_of, operations, sent
 from rtl_gen.lower import QUEUE, Code, Lanes, current_width, potential_interval
 from rtl_gen.resources import MemoryPlan, Resources, parts
@@ -295,7 +296,7 @@ def _layer_plan(
     engines = [synapses.spec for synapses in laid.inputs]
     return LayerPlan(
         name=node.name,
-        kind=kind_of(net, node),
+        kind=kind_of(net, node) + ", tap by tap" * any(isinstance(engine, SerialSpec) for engine in engines),
         sources=tuple(synapses.source for synapses in node.synapses),
         source=net.shapes[node.synapses[0].source],
         target=net.shapes[node.name],
