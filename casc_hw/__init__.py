@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
     from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
+    from casc_hw.qat import clip_quant
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
+    from casc_hw.spiking import Activity, SpikingNet, Statistics, Step
     from casc_hw.vectors import save_vectors
 
 _HOME = {
@@ -25,12 +27,15 @@ _HOME = {
     "errors": ("CascError",),
     "fixed": ("Interval",),
     "network": ("IMAGE", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
+    "qat": ("clip_quant",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
+    "spiking": ("Activity", "SpikingNet", "Statistics", "Step"),
     "vectors": ("save_vectors",),
 }
 
 __all__ = [
     "IMAGE",
+    "Activity",
     "Answer",
     "CascError",
     "ClipQuan",
@@ -40,9 +45,13 @@ __all__ = [
     "Layer",
     "LayerBounds",
     "Pool",
+    "SpikingNet",
+    "Statistics",
+    "Step",
     "Synapses",
     "Trace",
     "bounds",
+    "clip_quant",
     "convert",
     "events_of",
     "output_shape",

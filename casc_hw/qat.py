@@ -1,5 +1,6 @@
 """Quantisation-aware training: a network that already computes, in floats, what conversion will make of it.
 
+    model = clip_quant(model, levels=8)                                   # a ReLU network; train it on
     model = fold_batchnorm(model)                                         # trained with BatchNorm and ClipQuan
     tuned = fake_quantise(model, input_shape=(28, 28), bits=4)
     ...                                                                   # train ``tuned`` on, which trains ``model``
@@ -21,8 +22,43 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from casc_hw import conversion
+from casc_hw.clipquan import ClipQuan
 from casc_hw.conversion import round_layer
 from casc_hw.errors import CascError
+
+
+def clip_quant(model: nn.Module, levels: int) -> nn.Module:
+    """``model`` with a `ClipQuan` of ``levels`` in the place of every ReLU and ReLU6 module, to be trained on; nothing else changes.
+
+    In place, so that an optimiser that holds its parameters still does. Returned is ``model``, or the ClipQuan where it is itself a ReLU.
+    CascError, and ``model`` as it was: for a relu that the forward calls as a function, by the module it is in; for a ClipQuan of
+    other levels; where there is nothing to replace; and for a forward that torch.fx cannot trace, which may hide either.
+    """
+    ClipQuan(levels)  # says what is wrong with levels, before anything is changed
+    traced = conversion._trace(model)
+    for node in traced.graph.nodes:
+        if node.op != "call_module" and conversion._is_relu(traced, node):
+            path = next(reversed(node.meta.get("nn_module_stack") or [""])) or "model"
+            raise CascError(f"{path}: its forward calls {node.name}, which cannot be exchanged; use a module, torch.nn.ReLU()")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    relus = {name: module for name, module in modules.items() if isinstance(module, conversion._RELUS) and _of_torch(module)}
+    clips = {name: module.levels for name, module in modules.items() if isinstance(module, ClipQuan)}
+    for name, found in clips.items():
+        if found != levels:
+            raise CascError(f"{name or 'model'}: is a ClipQuan of {found} levels, not {levels}; T must be one for the network")
+    if not relus and not clips:
+        raise CascError("model: has no ReLU or ReLU6 module; put one behind each layer but the last")
+    fresh = {module: ClipQuan(levels).train(module.training) for module in relus.values()}
+    for name, module in relus.items():
+        if not name:
+            return fresh[module]
+        model.set_submodule(name, fresh[module])
+    return model
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether ``module`` computes what torch defines, rather than a subclass's own forward."""
+    return type(module).forward.__module__.startswith("torch.nn.")
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

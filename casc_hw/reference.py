@@ -90,16 +90,7 @@ def simulate(net: IntegerNet, images: Tensor, *, gamma: int = 1, record: bool = 
     spikes of one sign a neuron emits in a step. ``record`` keeps every spike, ``potentials`` every potential.
     With ``net.sleep`` None the answer equals `quantised_ann`'s.
     """
-    pixels = net.check_images(images)
-    run = _Run(net, pixels, gamma, record, potentials)
-    done = 0
-    while done < net.levels:
-        block = min(net.margin, net.levels - done)
-        for _ in range(block):
-            run.step(wake=True)
-        run.sleep()
-        done += block
-    return run.trace()
+    return _Run(net, net.check_images(images), gamma, record, potentials).run()
 
 
 def sleep_bound(net: IntegerNet) -> int:
@@ -143,11 +134,20 @@ class _Run:
         self.active: list[Tensor] = []
         self.spikes: list[list[Tensor]] = [[] for _ in net.spiking]
         self.potentials: list[list[Tensor]] = [[] for _ in net.spiking]
+        self.events: dict[str, Tensor] = {}
+
+    def run(self) -> Trace:
+        """The whole schedule."""
+        while self.t < self.net.levels:
+            for _ in range(min(self.net.margin, self.net.levels - self.t)):
+                self.step(wake=True)
+            self.sleep()
+        return self.trace()
 
     def step(self, wake: bool, active: Tensor | None = None) -> Tensor:
         """One step of every node; whether any neuron spiked, bool (batch,)."""
         self.t += wake
-        events: dict[str, Tensor] = {}
+        events = self.events = {}
         spiked = torch.zeros(len(self.asleep), dtype=torch.bool)
         for node in self.net.nodes:
             events[node.name] = self._pooled(node, events) if isinstance(node, Pool) else self._layer(node, events, wake)
@@ -181,11 +181,14 @@ class _Run:
         spike = torch.zeros_like(v)
         if layer.threshold is not None:
             theta = _per_channel(layer.threshold)
-            wanted = torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma)
-            spike = torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
+            spike = self._spikes(torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma), n)
             v, self.n[layer.name] = v - spike * theta, n + spike
         self.v[layer.name] = v
         return spike
+
+    def _spikes(self, wanted: Tensor, n: Tensor) -> Tensor:
+        """What neurons of counts ``n`` emit that would emit ``wanted``, but for the bounds on n."""
+        return torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
 
     def sleep(self) -> None:
         """Sleep until every image of the batch was silent for a step, or the bound."""

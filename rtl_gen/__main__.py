@@ -15,29 +15,15 @@ from typing import Any
 
 import click
 
+from casc_hw.cli import SETTINGS, Root, convert_command
+from casc_hw.cli import json_option as _json
+from casc_hw.cli import table as _table
 from casc_hw.errors import CascError
 
 EPILOG = "Every verb explains itself: python -m rtl_gen build --help"
 
 
-class Root(click.Group):
-    """Turns the user's errors into one sentence and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CascError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"error: {error}", err=True)
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}; make room or choose another place", err=True)
-        return ctx.exit(1)
-
-
-@click.group(cls=Root, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Root, epilog=EPILOG, context_settings=SETTINGS)
 @click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
 def main(debug: bool) -> None:
     """From a converted PyTorch network to a spiking FPGA bitstream that gives the same answer.
@@ -100,10 +86,6 @@ def _planning(command: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         planned = option(planned)
     return planned
-
-
-def _json(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
 
 
 @main.command()
@@ -374,73 +356,7 @@ def list_boards(as_json: bool) -> None:
     click.echo("ulx3s is the ulx3s-85f.")
 
 
-@main.command()
-@click.option("--model", "factory", required=True, metavar="FILE.py:FUNCTION", help="Your function that returns the torch.nn.Module.")
-@click.option("--weights", type=click.Path(path_type=Path), help="state_dict saved with torch.save.")
-@click.option("--shape", required=True, help="One image, for example 28x28, or 3x32x32 (channels first).")
-@click.option("--input-max", type=click.IntRange(1, 255), default=255, show_default=True, help="The pixel that stands for 1.0.")
-@click.option("--bits", default="8", show_default=True, help="Weight bits: one number, or MODULE=N,MODULE=N [others: 8].")
-@click.option("--mean", default="0", show_default=True, help="Input normalisation: one number, or one per channel, by commas.")
-@click.option("--std", default="1", show_default=True, help="Likewise.")
-@click.option("--levels", type=int, help="T, where the model has plain ReLU.")
-@click.option("--margin", type=int, help="Wake steps before each sleep [default: T].")
-@click.option("--sleep", type=int, help="Most sleep steps [default: until silence, exact].")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="Images (.npy or .npz) as pixels; needed for ReLU.")
-@click.option("--percentile", type=float, default=0.999, show_default=True, help="Of a ReLU's calibration activations.")
-@click.option("--name", help="Of the network [default: the output file's].")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("converted.pt"), show_default=True)
-def convert(
-    factory: str,
-    weights: Path | None,
-    shape: str,
-    input_max: int,
-    bits: str,
-    mean: str,
-    std: str,
-    levels: int | None,
-    margin: int | None,
-    sleep: int | None,
-    calibrate: Path | None,
-    percentile: float,
-    name: str | None,
-    out: Path,
-) -> None:
-    """Turn a trained PyTorch network into integers: any module that torch.fx can trace.
-
-    \b
-    Examples:
-      python -m rtl_gen convert --model my.py:make_net --weights my_weights.pt --shape 28x28 --out my.pt
-      python -m rtl_gen convert --model my.py:make_resnet --weights w.pt --shape 3x32x32 --bits conv1=8,fc=8
-      python -m rtl_gen convert --model my.py:make_relu_net --weights w.pt --shape 8x8 --levels 16 --calibrate train.npy
-    """
-    from casc_hw.conversion import convert as convert_model
-    from rtl_gen.data import load_calibration, load_model
-
-    size = tuple(_numbers("shape", shape, "x", int))
-    model = load_model(factory, weights)
-    calibration = None if calibrate is None else load_calibration(calibrate, size, input_max)
-    widths: Any = _numbers("bits", bits, ",", int)[0] if "=" not in bits else dict(_pairs("bits", bits.split(",")))
-    means, stds = _numbers("mean", mean, ",", float), _numbers("std", std, ",", float)
-    done = convert_model(
-        model,
-        input_shape=size,
-        input_max=input_max,
-        name=name or out.stem,
-        bits=widths,
-        mean=means if len(means) > 1 else means[0],
-        std=stds if len(stds) > 1 else stds[0],
-        levels=levels,
-        margin=margin,
-        sleep=sleep,
-        calibration=calibration,
-        percentile=percentile,
-    )
-    done.net.save(out)
-    rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
-    rows += [(f"{layer}: activation scale", f"{scale:g}") for layer, scale in done.scales.items() if scale != 1]
-    if done.agreement is not None:
-        rows.append(("same class as the float network", f"{done.agreement:.2%} of the calibration images"))
-    _table(f"{out}: T = {done.net.levels}, digest {done.net.digest[:16]}", rows)
+main.add_command(convert_command("python -m rtl_gen"))
 
 
 @main.command()
@@ -587,33 +503,11 @@ def _luts(text: str | None, available: int) -> int | None:
         raise click.UsageError(f"--max-lut: {text!r} is not a number, nor a share as in 60%") from None
 
 
-def _pairs(option: str, texts: Any) -> Iterator[tuple[str, int]]:
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        if not name or not number.lstrip("-").isdigit():
-            raise click.UsageError(f"--{option}: {text!r} is not LAYER=N")
-        yield name, int(number)
-
-
-def _numbers(option: str, text: str, separator: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(separator)]
-    except ValueError:
-        raise click.UsageError(f"--{option}: {text!r} is not numbers separated by {separator!r}") from None
-
-
 def _folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CascError(f"{path}: cannot be made: {error.strerror}; choose another place") from error
-
-
-def _table(title: str, rows: list[tuple[str, str]]) -> None:
-    width = max((len(name) for name, _ in rows), default=0)
-    click.echo(title)
-    for name, value in rows:
-        click.echo(f"  {name:<{width}}  {value}")
 
 
 @contextmanager

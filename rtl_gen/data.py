@@ -1,100 +1,14 @@
-"""Images, models and other files, for the command line."""
+"""Files, for the command line: images as `casc_hw.data` reads them, and text."""
 
 from __future__ import annotations
 
 import os
-import pickle
-import runpy
-import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from casc_hw.data import DEFAULT_NET, load_array, load_images
 from casc_hw.errors import CascError
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from casc_hw.network import IntegerNet
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-DEFAULT_NET = EXAMPLES / "mnist_mlp.pt"
-
-
-def load_array(path: Path, name: str = "images", optional: bool = False) -> Any:
-    """The array of a ``.npy``, or ``name`` of a ``.npz`` (None if it is ``optional`` and not there)."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                return None if optional and name not in loaded else loaded[name]
-    except OSError as error:
-        raise CascError(f"{path}: cannot be read: {error.strerror or error}; check the name") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CascError(f"{path}: not a .npy, nor a .npz with {name!r}; save one with numpy.save") from error
-    if loaded.dtype.kind not in "uif":
-        raise CascError(f"{path}: holds values of type {loaded.dtype}, not pixels; save integers")
-    return None if optional else loaded
-
-
-def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
-    """Images for ``net``: int64 (N, *shape), their labels or None, and in words where they come from.
-
-    From ``path`` (``.npy``, or ``.npz`` with ``images`` and perhaps ``labels``), else ``<net>_images.npz`` beside the network,
-    else 16 images of seeded random pixels. A single channel may be left out. CascError if they do not fit the network.
-    """
-    import torch
-
-    beside = net_path.with_name(f"{net_path.stem}_images.npz")
-    if path is None and not beside.exists():
-        images = torch.randint(0, net.input_max + 1, (16, *net.input_shape), generator=torch.Generator().manual_seed(1))
-        return images, None, f"random pixels ({beside} is not there)"
-    path = path or beside
-    array = load_array(path)
-    shapes = [net.input_shape, (net.inputs,)] + [net.input_shape[1:]] * (len(net.input_shape) == 3 and net.input_shape[0] == 1)
-    if array.shape in shapes:
-        array = array[None]
-    if array.shape[1:] not in shapes:
-        raise CascError(f"{path}: shape {array.shape} is not (N, {', '.join(map(str, net.input_shape))}); reshape it")
-    pixels = net.check_images(torch.from_numpy(array)).reshape(-1, *net.input_shape)
-    return pixels, load_array(path, "labels", optional=True), str(path)
-
-
-def load_calibration(path: Path, shape: tuple[int, ...], input_max: int) -> Tensor:
-    """Pixels as a network sees them: float, 0 to 1, shape (N, *shape)."""
-    import torch
-
-    array = load_array(path)
-    if array.shape[1:] != shape:
-        raise CascError(f"{path}: shape {array.shape} is not (N, {', '.join(map(str, shape))}); reshape it or give the right --shape")
-    return torch.from_numpy(array.astype(np.float32)) / input_max
-
-
-def load_model(factory: str, weights: Path | None) -> nn.Module:
-    """Call ``FILE.py:FUNCTION``, which is the user's own code, and load ``weights`` (a state_dict, never executed) into the model."""
-    import torch
-
-    file, _, function = factory.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise CascError(f"model: {factory!r} does not name a file and a function in it; write FILE.py:FUNCTION")
-    made = runpy.run_path(file).get(function)
-    if not callable(made):
-        raise CascError(f"{file}: has no function {function!r}; write FILE.py:FUNCTION")
-    model = made()
-    if not isinstance(model, torch.nn.Module):
-        raise CascError(f"{file}: {function} returned a {type(model).__name__}, not a torch.nn.Module; return the network")
-    if weights is not None:
-        try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except OSError as error:
-            raise CascError(f"{weights}: cannot be read: {error.strerror or error}; check the name") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CascError(
-                f"{weights}: not a state_dict of this model ({reason}); save one with torch.save(model.state_dict())"
-            ) from error
-    return model
+__all__ = ["DEFAULT_NET", "load_array", "load_images", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""ClipQuan: the staircase forwards, the clipped ramp backwards."""
+"""ClipQuan: the staircase forwards, the clipped ramp backwards; and clip_quant, which puts it in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch import nn
 
-from casc_hw import CascError, ClipQuan
+from casc_hw import CascError, ClipQuan, clip_quant, convert
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 8, 16, 255])
@@ -43,3 +44,107 @@ def test_levels_out_of_range_are_refused(levels: object) -> None:
 
 def test_repr_names_the_levels() -> None:
     assert repr(ClipQuan(7)) == "ClipQuan(levels=7)"
+
+
+# --- clip_quant -------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """One activation module, used twice, and one of a kind that is none of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.act = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.conv2(self.act(self.conv1(x))) + x)
+
+
+class Functional(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(x)
+
+
+class Leaky(nn.ReLU):
+    """A subclass whose forward is its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=-1)
+
+
+def test_every_relu_is_exchanged_in_place() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU6(), Block(), nn.GELU(), Leaky(), nn.Dropout(), nn.ReLU(inplace=True)).eval()
+    kept = {name: module for name, module in model.named_modules() if not type(module).__name__.startswith("ReLU")}
+    parameters = list(model.parameters())
+    assert clip_quant(model, levels=4) is model
+    found = dict(model.named_modules())
+    assert {name for name, module in found.items() if isinstance(module, ClipQuan) and module.levels == 4} == {"1", "2.act", "6"}
+    assert all(found[name] is module for name, module in kept.items())
+    assert len(found) == len(kept) + 3
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    assert not any(module.training for module in model.modules())
+    x = torch.rand(2, 1, 3, 3)
+    clipped = ClipQuan(4)(model[0](x))
+    conv1, conv2 = model[2].conv1, model[2].conv2
+    assert torch.equal(model[:3](x), ClipQuan(4)(conv2(ClipQuan(4)(conv1(clipped))) + clipped))
+    assert clip_quant(model, 4) is model  # once more changes nothing
+    assert dict(model.named_modules()) == found
+
+
+def test_a_module_under_two_names_stays_one() -> None:
+    act = nn.ReLU()
+    model = clip_quant(nn.Sequential(nn.Linear(3, 3), act, nn.Linear(3, 3), act), 2)
+    assert model[1] is model[3]
+    assert isinstance(model[1], ClipQuan)
+
+
+def test_a_relu_alone_becomes_a_clipquan() -> None:
+    assert isinstance(clip_quant(nn.ReLU(), levels=3), ClipQuan)
+
+
+@pytest.mark.parametrize("levels", [4, 16])
+def test_what_it_makes_converts(levels: int) -> None:
+    torch.manual_seed(0)
+    model = clip_quant(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), levels)
+    assert convert(model, input_shape=(4, 4)).net.levels == levels
+
+
+class Shared(nn.Module):
+    """Works in place on what a shortcut takes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return self.act(x) + x
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "levels", "words"),
+    [
+        (nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2), Functional())), 8, ("1.1: its forward calls relu", "torch.nn.ReLU()")),
+        (Functional(), 8, ("model: its forward calls relu",)),
+        (nn.Sequential(nn.ReLU(), ClipQuan(4)), 8, ("1: is a ClipQuan of 4 levels, not 8",)),
+        (nn.Sequential(nn.Linear(2, 2)), 8, ("model: has no ReLU",)),
+        (nn.Sequential(nn.ReLU(), Branching()), 8, ("torch.fx cannot trace",)),
+        (nn.Sequential(nn.ReLU(), Shared()), 8, ("1.act: works in place", "inplace=False")),
+        (nn.Sequential(nn.ReLU()), 0, ("levels is 0",)),
+        (nn.Sequential(nn.ReLU()), True, ("levels is True",)),
+    ],
+)
+def test_what_cannot_be_exchanged_is_refused_by_name(model: nn.Module, levels: int, words: tuple[str, ...]) -> None:
+    before = dict(model.named_modules())
+    with pytest.raises(CascError) as refused:
+        clip_quant(model, levels)
+    assert "; " in str(refused.value)
+    assert "\n" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
+    assert dict(model.named_modules()) == before
