@@ -119,13 +119,13 @@ def events_of(net: IntegerNet, name: str, counts: Sequence[Tensor]) -> Tensor:
 
 
 class _Run:
-    """The state of one batch between steps."""
+    """The state of one batch between steps, in int64; or in float64, faster and as exact, since no sum reaches 2**52 (`IntegerNet`)."""
 
-    def __init__(self, net: IntegerNet, pixels: Tensor, gamma: int, record: bool, potentials: bool):
+    def __init__(self, net: IntegerNet, pixels: Tensor, gamma: int, record: bool, potentials: bool, dtype: torch.dtype = torch.int64):
         batch = len(pixels)
         self.net, self.gamma, self.record, self.keep = net, gamma, record, potentials
-        self.input_current = _current(net.layers[0], {IMAGE: _map(net, IMAGE, pixels)})
-        self.v = {node.name: torch.zeros(batch, *net.shapes[node.name], dtype=torch.int64) for node in net.nodes}
+        self.input_current = _current(net.layers[0], {IMAGE: _map(net, IMAGE, pixels)}).to(dtype)
+        self.v = {node.name: torch.zeros(batch, *net.shapes[node.name], dtype=dtype) for node in net.nodes}
         self.n = {name: torch.zeros_like(v) for name, v in self.v.items()}
         self.t = 0
         self.asleep = torch.zeros(batch, dtype=torch.int64)
@@ -157,7 +157,7 @@ class _Run:
             if self.record:
                 self.spikes[index].append(spikes)
             if self.keep:
-                self.potentials[index].append(self.v[layer.name].flatten(1).clone())
+                self.potentials[index].append(self.v[layer.name].flatten(1).to(torch.int64, copy=True))
         self.wakes.append(wake)
         self.active.append(torch.ones_like(spiked) if active is None else active)
         return spiked
@@ -181,14 +181,14 @@ class _Run:
         spike = torch.zeros_like(v)
         if layer.threshold is not None:
             theta = _per_channel(layer.threshold)
-            spike = self._spikes(torch.div(v, theta, rounding_mode="floor").clamp(-self.gamma, self.gamma), n)
+            spike = self._spikes(_floor(v, theta).clamp(-self.gamma, self.gamma), n)
             v, self.n[layer.name] = v - spike * theta, n + spike
         self.v[layer.name] = v
         return spike
 
     def _spikes(self, wanted: Tensor, n: Tensor) -> Tensor:
-        """What neurons of counts ``n`` emit that would emit ``wanted``, but for the bounds on n."""
-        return torch.where(wanted > 0, torch.minimum(wanted, self.t - n), torch.maximum(wanted, -n))
+        """What neurons of counts ``n``, 0 <= n <= t, emit that would emit ``wanted``, but for these bounds."""
+        return torch.clamp(wanted, -n, self.t - n)
 
     def sleep(self) -> None:
         """Sleep until every image of the batch was silent for a step, or the bound."""
@@ -207,13 +207,13 @@ class _Run:
         def stack(layers: list[list[Tensor]]) -> tuple[Tensor, ...]:
             return tuple(torch.stack(steps) for steps in layers)
 
-        counts = tuple(self.n[layer.name].flatten(1) for layer in self.net.spiking)
+        counts = tuple(self.n[layer.name].flatten(1).to(torch.int64) for layer in self.net.spiking)
         return Trace(
             wake=torch.tensor(self.wakes),
             active=torch.stack(self.active),
             spikes=stack(self.spikes) if self.record else (),
             potentials=stack(self.potentials) if self.keep else (),
-            answer=_answer(self.net, counts, self.v[self.net.readout.name]),
+            answer=_answer(self.net, counts, self.v[self.net.readout.name].to(torch.int64)),
             sleep_steps=self.asleep,
             settled=self.settled,
         )
@@ -227,25 +227,33 @@ def _per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+def _floor(v: Tensor, theta: Tensor) -> Tensor:
+    """``floor(v / theta)``; of floats below 2**53 too: a quotient that is not whole is too far from an integer to be rounded to it."""
+    return (v / theta).floor() if v.is_floating_point() else torch.div(v, theta, rounding_mode="floor")
+
+
 def _current(layer: Layer, values: dict[str, Tensor]) -> Tensor:
-    """What the synapses of ``layer`` make of the ``values`` of its sources, without bias: int64 (batch, C, H, W)."""
-    return torch.stack([_weighted(synapses, values[synapses.source]) for synapses in layer.synapses]).sum(0)
+    """What the synapses of ``layer`` make of the ``values`` of its sources, without bias: (batch, C, H, W) of their dtype."""
+    first, *rest = (_weighted(synapses, values[synapses.source]) for synapses in layer.synapses)
+    return sum(rest, first)
 
 
 def _weighted(synapses: Synapses, values: Tensor) -> Tensor:
-    """Weighted sums, int64 (batch, C, H, W); float64 is exact here since no sum reaches 2**52 (`IntegerNet`)."""
+    """Weighted sums, (batch, C, H, W) of the dtype of ``values``; float64 is exact here since no sum reaches 2**52 (`IntegerNet`)."""
     weight, x = synapses.weight.to(torch.float64), values.to(torch.float64)
     if synapses.dense:
-        return (x.flatten(1) @ weight.T).to(torch.int64)[:, :, None, None]
+        return (x.flatten(1) @ weight.T).to(values.dtype)[:, :, None, None]
     out = functional.conv2d(x, weight, None, synapses.stride, synapses.padding, 1, synapses.groups)
-    return out.to(torch.int64)
+    return out.to(values.dtype)
 
 
 def _pool(pool: Pool, values: Tensor) -> Tensor:
-    """Sums or maxima of the windows of ``values`` (batch, C, H, W) among zeros."""
-    (down, across), (high, wide) = pool.padding, pool.kernel
-    windows = functional.pad(values, (across, across, down, down)).unfold(2, high, pool.stride[0]).unfold(3, wide, pool.stride[1])
-    return windows.sum((-1, -2)) if pool.kind == "average" else windows.amax((-1, -2))
+    """Sums or maxima of the windows of ``values`` (batch, C, H, W) among zeros, of their dtype."""
+    down, across = pool.padding
+    padded = functional.pad(values.to(torch.float64), (across, across, down, down))
+    if pool.kind == "average":
+        return functional.avg_pool2d(padded, pool.kernel, pool.stride, divisor_override=1).to(values.dtype)
+    return functional.max_pool2d(padded, pool.kernel, pool.stride).to(values.dtype)
 
 
 def _answer(net: IntegerNet, counts: tuple[Tensor, ...], sums: Tensor) -> Answer:

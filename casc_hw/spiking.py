@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Synapses, output_shape
+from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Layer, Synapses, output_shape
 from casc_hw.reference import Trace, _map, _per_channel, _Run
 
 MAC_PJ = 4.6
@@ -151,21 +151,31 @@ class _Observed(_Run):
         negative: bool,
         hooks: tuple[Callable[[Step], None], ...],
     ):
-        super().__init__(net, pixels, gamma, record, potentials)
+        super().__init__(net, pixels, gamma, record, potentials, torch.float64)
         self.pixels, self.negative, self.hooks = _map(net, IMAGE, pixels), negative, hooks
         self.since = 0
+        self.silent: set[str] = set()
 
     def step(self, wake: bool, active: Tensor | None = None) -> Tensor:
         spiked = super().step(wake, active)
         self.since = 0 if wake else self.since + 1
         if self.hooks:
             layers = [layer.name for layer in self.net.spiking]
-            events = {IMAGE: self.pixels} | self.events if wake else self.events
-            counts, potentials = ({name: of[name] for name in layers} for of in (self.n, self.v))
+            events = {name: values.long() for name, values in self.events.items()} | ({IMAGE: self.pixels} if wake else {})
+            counts, potentials = ({name: of[name].long() for name in layers} for of in (self.n, self.v))
             seen = Step(wake, self.t, self.since, self.active[-1], events, counts, potentials)
             for hook in self.hooks:
                 hook(seen)
         return spiked
+
+    def _layer(self, layer: Layer, events: dict[str, Tensor], wake: bool) -> Tensor:
+        """Nothing changes, and nothing is computed, in a sleep step without current where the step before had no spike."""
+        arrives = wake or any(events[of.source].any() for of in layer.synapses if of.source != IMAGE)
+        if not arrives and layer.name in self.silent:
+            return torch.zeros_like(self.v[layer.name])
+        spikes = super()._layer(layer, events, wake)
+        (self.silent.discard if spikes.any() else self.silent.add)(layer.name)
+        return spikes
 
     def _spikes(self, wanted: Tensor, n: Tensor) -> Tensor:
         return super()._spikes(wanted if self.negative else wanted.clamp(min=0), n)
@@ -233,8 +243,8 @@ class Statistics:
             return 0, 0, 0
         spikes, n, v = (of[layer.name] for of in (step.events, step.counts, step.potentials))
         owed = torch.div(v, _per_channel(layer.threshold), rounding_mode="floor")  # S = v + theta * n
-        uneven = (n != (n + owed).clamp(0, step.t)).flatten(1).sum(1)
-        return int(spikes.abs().sum()), int(-spikes.clamp(max=0).sum()), int(uneven[step.active].sum())
+        uneven = n != (n + owed).clamp(0, step.t)  # never where an image idles, since it is at rest
+        return int(spikes.abs().sum()), int(-spikes.clamp(max=0).sum()), int(uneven.sum())
 
     def _operations(self, step: Step, index: int) -> int:
         if index == 0 and (step.t, step.asleep) != (1, 0):

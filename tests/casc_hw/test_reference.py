@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from casc_hw import (
     sleep_bound,
     to_wire,
 )
+from casc_hw.reference import _floor
 
 Net = Callable[..., IntegerNet]
 Images = Callable[..., torch.Tensor]
@@ -593,3 +595,14 @@ def test_events_of_every_node(seed: int, make_graph: Net, make_images: Images) -
         assert int(events.max()) in net.events(node.name)
         if isinstance(node, Layer):
             assert torch.equal(events.flatten(2), trace.spikes[net.spiking.index(node)].long())
+
+
+def test_floors_of_floats_are_those_of_integers() -> None:
+    """As large as a potential and a threshold can be, and where the quotient is nearest to a whole number."""
+    chance = random.Random(1)
+    for _ in range(2000):
+        theta = chance.randrange(1, 1 << chance.randrange(1, 52))
+        whole = chance.randrange(-(1 << 52) // theta, (1 << 52) // theta + 1)
+        v = torch.tensor([whole * theta + rest for rest in (-1, 0, 1, theta - 1, chance.randrange(theta))])
+        one = torch.tensor([theta])
+        assert torch.equal(_floor(v.double(), one).long(), _floor(v, one))
