@@ -34,6 +34,8 @@ def clip_quant(model: nn.Module, levels: int) -> nn.Module:
     CascError, and ``model`` as it was: for a relu that the forward calls as a function, by the module it is in; for a ClipQuan of
     other levels; where there is nothing to replace; and for a forward that torch.fx cannot trace, which may hide either.
     """
+    if not isinstance(model, nn.Module):
+        raise CascError(f"model: is a {type(model).__name__}, not a torch.nn.Module; give the network")
     ClipQuan(levels)  # says what is wrong with levels, before anything is changed
     traced = conversion._trace(model)
     for node in traced.graph.nodes:

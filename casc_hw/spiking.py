@@ -86,6 +86,8 @@ class SpikingNet(nn.Module):
         gamma: int = 1,
     ):
         super().__init__()
+        if not isinstance(net, IntegerNet):
+            raise CascError(f"net: is a {type(net).__name__}, not an IntegerNet; give the `net` of what casc_hw.convert returns")
         if not isinstance(gamma, int) or isinstance(gamma, bool) or not 1 <= gamma <= MAX_LEVELS:
             raise CascError(f"gamma: {gamma!r} is not an integer from 1 to {MAX_LEVELS}; the published neuron has 1")
         steps = net.levels if levels is None else levels

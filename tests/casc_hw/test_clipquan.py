@@ -136,6 +136,7 @@ class Branching(nn.Module):
         (nn.Sequential(nn.ReLU(), Branching()), 8, ("torch.fx cannot trace",)),
         (nn.Sequential(nn.ReLU(), Shared()), 8, ("1.act: works in place", "inplace=False")),
         (nn.Sequential(nn.ReLU()), 0, ("levels is 0",)),
+        (nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.ReLU())), 2.0, ("levels is 2.0",)),
         (nn.Sequential(nn.ReLU()), True, ("levels is True",)),
     ],
 )
@@ -148,3 +149,8 @@ def test_what_cannot_be_exchanged_is_refused_by_name(model: nn.Module, levels: i
     for word in words:
         assert word in str(refused.value)
     assert dict(model.named_modules()) == before
+
+
+def test_only_a_module_has_relus() -> None:
+    with pytest.raises(CascError, match=r"^model: is a str, .*; "):
+        clip_quant("net.pt", 8)  # type: ignore[arg-type]

@@ -313,6 +313,11 @@ def test_options_out_of_range(options: dict[str, Any], word: str, make_net: Net)
     assert "\n" not in str(refused.value)
 
 
+def test_only_an_integer_net_spikes() -> None:
+    with pytest.raises(CascError, match=r"^net: is a Linear, .*; "):
+        SpikingNet(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("images", [torch.zeros(2, 4), torch.full((2, 5), 256), torch.full((2, 5), 0.5)])
 def test_images_that_do_not_fit(images: Tensor, make_net: Net) -> None:
     with pytest.raises(CascError, match=r"^image: .*; "):
