@@ -20,6 +20,8 @@ from casc_hw.cli import json_option as _json
 from casc_hw.cli import table as _table
 from casc_hw.errors import CascError
 
+LARGER = 4
+"""Times that a device is thought larger, to simulate a network which does not fit it."""
 EPILOG = "Every verb explains itself: python -m rtl_gen build --help"
 
 
@@ -252,7 +254,7 @@ def sim(
     """
     if vcd is not None and simulator != "verilator":
         raise CascError(f"vcd: {simulator} does not write one here; use verilator")
-    net, board, made, images, _labels = _plan(planning, count)
+    net, board, made, images, _labels = _plan(planning, count, anyway=True)
     work = work or planning.folder(net, board, "-sim")
     if vcd is not None:
         _folder(vcd.parent)
@@ -265,7 +267,7 @@ def sim(
         spiking, steps = made.code == "spike", result.sleep_steps
         spread = "min {0.min}, median {0.median:g}, max {0.max}"
         _table(
-            f"{net.name} in {made.code} code on {simulator}, lanes planned for {board.name}",
+            f"{net.name} in {made.code} code on {simulator}, lanes planned for {made.budget.name}",
             [
                 ("images", str(result.images)),
                 ("spikes compared" if spiking else "counts compared", f"{result.spikes_compared:,}"),
@@ -278,6 +280,43 @@ def sim(
             ],
         )
     _equal(result, planning)
+
+
+@main.command()
+@click.option("--only", multiple=True, metavar="NAME", help="This property; may be given again.")
+@click.option("--fast", is_flag=True, help="The subset that takes less than a minute.")
+@_json
+def prove(only: tuple[str, ...], fast: bool, as_json: bool) -> None:
+    """Prove the gates' parts formally: what holds on every path, whatever comes in and whatever the back-pressure.
+
+    \b
+    Examples:
+      python -m rtl_gen prove
+      python -m rtl_gen prove --fast --json
+      python -m rtl_gen prove --only skid --only divider-seven
+    """
+    from rtl_gen.prove import run as run_proofs
+    from rtl_gen.prove import select
+
+    chosen = select(only, fast)
+    with _progress(as_json) as progress:
+        outcomes = list(run_proofs(chosen, progress))
+    if as_json:
+        click.echo(json.dumps([outcome.as_json() for outcome in outcomes]))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("property", "claim", "engine", "holds", "induction", "seconds")
+        for outcome in outcomes:
+            table.add_row(outcome.name, outcome.claim, outcome.engine, outcome.reach, str(outcome.depth), str(outcome.seconds))
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if bad := [outcome for outcome in outcomes if outcome.verdict != "proved"]:
+        claims = f": {'; '.join(bad[0].failed)}" if bad[0].failed else ""
+        raise CascError(
+            f"prove: {len(bad)} of {len(outcomes)} properties are not proved, the first: {bad[0].name} {bad[0].reach}{claims}; "
+            f"repeat with `python -m rtl_gen prove --only {bad[0].name}` and report it"
+        )
 
 
 @main.command()
@@ -445,14 +484,14 @@ def _wait() -> None:
         click.echo("", err=True)
 
 
-def _plan(planning: Planning, count: int | None = None) -> tuple[Any, Any, Any, Any, Any]:
-    """Network, board, plan, images (the first ``count``) and labels for a verb's options."""
+def _plan(planning: Planning, count: int | None = None, anyway: bool = False) -> tuple[Any, Any, Any, Any, Any]:
+    """Network, board, plan, images (the first ``count``) and labels for a verb's options; ``anyway``: also of a network too large."""
     import torch
 
     import boards
     from casc_hw.network import IntegerNet
     from rtl_gen.data import DEFAULT_NET, load_images
-    from rtl_gen.plan import Options, make_plan
+    from rtl_gen.plan import Options, TooLarge, make_plan
 
     board = boards.get(planning.board_name)
     lanes, max_lut = dict(_lanes(planning.lanes)), _luts(planning.max_lut, board.budget.lut4)
@@ -465,7 +504,13 @@ def _plan(planning: Planning, count: int | None = None) -> tuple[Any, Any, Any, 
     code: Any = planning.code
     options = Options(code, lanes, planning.max_share, max_lut, planning.fastest, planning.target_fps)
     larger = {other.name: other.budget for other in boards.all_boards()}
-    made = make_plan(net, board.budget, options, images=images, larger=larger)
+    try:
+        made = make_plan(net, board.budget, options, images=images, larger=larger)
+    except TooLarge as error:
+        if not anyway:
+            raise
+        click.echo(f"note: {error}; planned as for a device {LARGER} times as large", err=True)
+        made = make_plan(net, board.budget.times(LARGER), options, images=images)
     return net, board, made, images[:count], None if labels is None else labels[:count]
 
 

@@ -25,6 +25,12 @@ class Budget:
     dsps: int
     spram: int = 0
 
+    def times(self, factor: int) -> Budget:
+        """A device so many times as large."""
+        counts = (self.lut4, self.ff, self.block_rams, self.dsps, self.spram)
+        lut4, ff, block_rams, dsps, spram = (factor * count for count in counts)
+        return Budget(f"{factor} x {self.name}", lut4, ff, block_rams, self.block_ram_kind, dsps, spram)
+
     @property
     def block_ram_bits(self) -> int:
         """Bits in one block RAM."""

@@ -22,6 +22,10 @@ from rtl_gen.resources import MemoryPlan, Resources, parts
 from rtl_gen.search import CLOCK_HZ, Candidate, Options, Search, held_by, out_of_reach, refusal
 
 
+class TooLarge(CascError):
+    """The network does not fit."""
+
+
 @dataclass(frozen=True)
 class Width:
     """A width in the gates and the interval it comes from."""
@@ -160,14 +164,14 @@ def make_plan(
 
     Raises
     ------
-    CascError: the network does not fit, by how much, and what would make it fit; or the target is out of reach.
+    TooLarge: by how much the network does not fit, and what would make it fit. CascError: the target is out of reach.
     """
     options = options or Options(**asked)
     _can_be_told(net, options.code)
     search = Search(net, budget, options, images)
     smallest = search.smallest()
     if search.over(smallest):
-        raise CascError(refusal(search, smallest, larger or {}))
+        raise TooLarge(refusal(search, smallest, larger or {}))
     way = search.way(smallest)
     wanted = None if options.target_fps is None else CLOCK_HZ[budget.block_ram_kind] / options.target_fps
     if wanted is not None:

@@ -1,0 +1,242 @@
+"""A bench of claims around a part, and yosys' temporal induction (`sat -tempinduct`) that proves or refutes them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from amaranth.back import rtlil
+from amaranth.hdl import Assert, Assume, ClockDomain, Elaboratable, Module, Signal, Value
+
+from casc_hw.errors import CascError
+from rtl_gen import tools
+
+_SCRIPT = """read_rtlil design.il
+hierarchy -top top
+proc
+flatten
+memory_collect
+memory_map
+chformal -lower
+dffunmap
+opt -full
+{sat}
+"""
+_SAT = "tee -q -o {log} sat -tempinduct {half} -prove-asserts -set-assumes -maxsteps {depth} -timeout {timeout} {show} top"
+
+Verdict = Literal["proved", "bounded", "refuted", "undecided"]
+
+
+class Bench(Elaboratable):
+    """A module ``m`` in which ports are free, some cycles are ruled out (`assume`), and claims hold in every cycle (`claim`).
+
+    The clock has no reset: registers and memories begin at their initial values, as they do after configuration.
+    """
+
+    def __init__(self) -> None:
+        self.m = Module()
+        self.m.domains.sync = sync = ClockDomain("sync", reset_less=True)
+        self._held: list[Signal] = []
+        self.inputs: list[Signal] = [sync.clk]
+        self.claims: list[tuple[str, bool]] = []
+        """Names, and whether each is the part's contract or tells of its inside."""
+
+    def free(self, name: str, shape: Any = 1) -> Any:
+        """A signal of any value in any cycle."""
+        signal: Any = Signal(shape, name=name)
+        self.inputs.append(Value.cast(signal))
+        return signal
+
+    def assume(self, condition: Any) -> None:
+        """Cycles without ``condition`` do not occur."""
+        self.m.d.comb += Assume(condition)
+
+    def claim(self, name: str, condition: Any, *, inside: bool = False) -> None:
+        """``condition`` holds in every cycle: the part's contract, or of its ``inside``, what induction needs to succeed."""
+        self.claims.append((name, inside))
+        self._held.append(held := Signal(name=f"claim_{len(self._held)}"))
+        self.m.d.comb += held.eq(Value.cast(condition).bool())
+
+    def invariant(self, name: str, condition: Any) -> None:
+        """A claim about the inside."""
+        self.claim(name, condition, inside=True)
+
+    def assert_claims(self, among: str | None) -> dict[str, str]:
+        """Asks for the claims with ``among`` in their names ("": all of the contract; None: all); returns the names of their signals."""
+        asked = {}
+        for (name, inside), held in zip(self.claims, self._held, strict=True):
+            if among is None or (among in name if among else not inside):
+                self.m.d.comb += Assert(held)
+                asked[held.name] = name
+        return asked
+
+    def before(self, value: Any, name: str) -> Signal:
+        """``value`` in the cycle before; 0 at first."""
+        last = Signal.like(Value.cast(value), name=f"before_{name}")
+        self.m.d.sync += last.eq(value)
+        return last
+
+    def elaborate(self, platform: object) -> Module:
+        return self.m
+
+    # Streams.
+
+    def drive(self, port: Any, name: str, *, stable: bool = False) -> None:
+        """Any transfers into ``port``; with ``stable`` an offer stands until it is taken, as it does by the contract of streams."""
+        valid, payload = self.free(f"{name}_valid"), self.free(f"{name}_payload", Value.cast(port.payload).shape())
+        self.m.d.comb += [port.valid.eq(valid), Value.cast(port.payload).eq(payload)]
+        if stable:
+            self.assume(self.stands(port, name))
+
+    def take(self, port: Any, name: str) -> None:
+        """Any back-pressure on ``port``."""
+        self.m.d.comb += port.ready.eq(self.free(f"{name}_ready"))
+
+    def stands(self, port: Any, name: str) -> Value:
+        """What was offered and not taken is offered still, unchanged."""
+        waited = self.before(port.valid & ~port.ready, f"{name}_waited")
+        payload = self.before(port.payload, f"{name}_payload")
+        return ~waited | (port.valid & (Value.cast(port.payload) == payload))
+
+    def part(self, name: str, component: Any) -> Inside:
+        """``component`` as a submodule, its inside open."""
+        inside = Inside(component)
+        setattr(self.m.submodules, name, component)
+        return inside
+
+
+class Inside:
+    """What a component keeps to itself: its registers, memories and submodules, for invariants that tell of them.
+
+    ``inside["name"]`` is the local variable of that name in its ``elaborate``, ``inside["method.name"]`` of another method.
+    """
+
+    def __init__(self, component: Any) -> None:
+        self.component = component
+        self._locals: dict[str, Any] = {}
+        before = sys.getprofile()
+        sys.setprofile(self._returned)
+        try:
+            module = component.elaborate(None)
+        finally:
+            sys.setprofile(before)
+        component.elaborate = lambda platform: module  # it is not elaborated again
+        self.m: Any = module
+
+    def _returned(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_locals.get("self") is self.component:
+            method = "" if frame.f_code.co_name == "elaborate" else f"{frame.f_code.co_name}."
+            self._locals |= {f"{method}{name}": value for name, value in frame.f_locals.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._locals[name]
+
+    @property
+    def state(self) -> Signal:
+        """The state of its FSM: 0 for the first that ``elaborate`` names, and so on."""
+        state: Signal = self.m._generated["fsm"].state
+        return state
+
+    def child(self, name: str) -> Inside:
+        return Inside(self[name])
+
+    def word(self, memory: str, address: Any) -> Value:
+        """What the memory holds at ``address``."""
+        port = self[memory].read_port(domain="comb")
+        self.m.d.comb += port.addr.eq(address)
+        return Value.cast(port.data)
+
+
+class Watch:
+    """One transfer of a stream, any one, followed from ``i`` to ``o``, and how many are on the way.
+
+    Members
+    -------
+    level: transfers taken in and not yet given out.
+    waiting: the one watched is among them; ``ahead``: so many leave first; ``payload``: what it carries.
+    """
+
+    def __init__(self, bench: Bench, i: Any, o: Any, capacity: int) -> None:
+        m = bench.m
+        size = Value.cast(i.payload).shape()
+        self.level, self.ahead = Signal(range(capacity + 2)), Signal(range(capacity + 2))
+        self.waiting, seen, self.payload = Signal(), Signal(), Signal(size)
+        enter, leave, pick = i.valid & i.ready, o.valid & o.ready, bench.free("pick")
+        m.d.sync += self.level.eq(self.level + enter - leave)
+        with m.If(enter & pick & ~seen):
+            m.d.sync += [seen.eq(1), self.waiting.eq(1), self.ahead.eq(self.level - leave), self.payload.eq(i.payload)]
+        with m.Elif(self.waiting & leave):
+            m.d.sync += [self.ahead.eq(self.ahead - 1), self.waiting.eq(self.ahead != 0)]
+        bench.claim(
+            "what is taken in is given out as it was, in order, once", ~(self.waiting & leave & (self.ahead == 0)) | self.is_in(o.payload)
+        )
+        bench.claim("nothing is given out that was not taken in", ~o.valid | (self.level != 0))
+        bench.claim("never more than there is room for", self.level <= capacity)
+        bench.invariant("the one watched is on the way until it leaves", ~self.waiting | (self.ahead < self.level))
+        bench.claim("an offer stands until it is taken", bench.stands(o, "o"))
+
+    def is_in(self, payload: Any) -> Value:
+        return Value.cast(payload) == self.payload
+
+    def kept(self, place: Any, payload: Any) -> Value:
+        """If ``place`` transfers are ahead of the one watched, ``payload`` is it."""
+        return ~(self.waiting & (self.ahead == place)) | self.is_in(payload)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a proof.
+
+    Attributes
+    ----------
+    verdict: proved (on every path, of any length), bounded (on every path of ``depth`` cycles), refuted, or undecided.
+    depth: cycles of the induction, of the bound, or until the claim fails.
+    failed: the claims that fail, of a refutation.
+    """
+
+    verdict: Verdict
+    depth: int
+    failed: tuple[str, ...] = ()
+
+
+def prove(bench: Bench, depth: int, *, bounded: bool = False, among: str | None = None, timeout: int = 600) -> Result:
+    """Proves the claims of ``bench`` by induction over at most ``depth`` cycles; ``bounded``: only for so many from the start.
+
+    ``among``: only these, see `Bench.assert_claims`. A SAT instance may take ``timeout`` seconds.
+    """
+    claims = bench.assert_claims(among)
+    text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
+    show = " ".join(f"-show {signal}" for signal in claims)
+    half = "-tempinduct-baseonly" if bounded else ""
+    sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "design.il").write_text(text)
+        Path(folder, "design.ys").write_text(_SCRIPT.format(sat=sat))
+        done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
+        log = Path(folder, "sat.log")
+        if done.returncode != 0 or not log.exists():
+            raise CascError(f"prove: yosys failed: {(done.stderr or done.stdout).strip()[-400:]}; report it")
+        said = log.read_text()
+    return _read(said, claims, depth, bounded)
+
+
+def _read(said: str, claims: dict[str, str], depth: int, bounded: bool) -> Result:
+    """The verdict in what `sat` printed."""
+    if len(re.findall(r"^\[base case 1\]", said, re.MULTILINE)) != 1 or (claims and "Import proof for assert: \\claim_" not in said):
+        raise RuntimeError(f"yosys has not looked at the claims: {said[-400:]}")
+    if "proof finished - model found for base case: FAIL!" in said:
+        shown = [(int(step), signal) for step, signal in re.findall(r"^ +(\d+) \\(claim_\d+) +0 ", said, re.MULTILINE)]
+        last = max(step for step, _ in shown)
+        failed = {signal for step, signal in shown if step == last}
+        return Result("refuted", last, tuple(name for signal, name in claims.items() if signal in failed))
+    if bounded and "-> proved base case" in said:
+        return Result("bounded", depth)
+    if not bounded and "Induction step proven: SUCCESS!" in said:
+        return Result("proved", max(map(int, re.findall(r"^\[induction step (\d+)\]", said, re.MULTILINE))))
+    return Result("undecided", depth)

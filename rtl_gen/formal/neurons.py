@@ -1,0 +1,240 @@
+"""What is claimed of neurons: the CIF update and where it rests, the divider of count code, the volleys that leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Mux, Signal, Value, signed
+
+from casc_hw.fixed import Interval
+from rtl_gen.formal.bench import Bench, Inside
+from rtl_gen.gates import neurons
+from rtl_gen.gates.neurons import CountSpec, NeuronSpec
+from rtl_gen.gates.streams import CurrentFormat
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One CIF neuron: what it receives of each source that spikes, the bias of a wake step, the threshold, T.
+
+    image: it takes pixels of 0 to ``image``, the same in each wake step and none in sleep, instead of spikes.
+    cumulative: it tells counts, as a maximum needs them.
+    """
+
+    weights: tuple[int, ...]
+    bias: int
+    threshold: int
+    levels: int
+    image: int = 0
+    cumulative: bool = False
+
+    def bounds(self) -> tuple[NeuronSpec, Interval]:
+        """The gates that `rtl_gen.lower` makes for it, and the interval of its potential as it is compared."""
+        import torch
+
+        from casc_hw.intervals import bounds
+        from casc_hw.network import IMAGE, IntegerNet, Layer, Pool
+        from rtl_gen.lower import Lanes, core_spec
+
+        def layer(name: str, source: str, weights: Sequence[Sequence[int]], bias: int, threshold: int | None) -> Layer:
+            matrix = torch.tensor(weights)
+            theta = None if threshold is None else torch.full((len(weights),), threshold)
+            return Layer.dense(name, source, matrix, torch.full((len(weights),), bias), theta, 8, 1.0 if theta is None else None)
+
+        nodes: list[Layer | Pool] = [] if self.image else [layer("before", IMAGE, [[1]] * len(self.weights), 0, 1)]
+        nodes.append(layer("neuron", IMAGE if self.image else "before", [list(self.weights)], self.bias, self.threshold))
+        nodes += [Pool("max", "neuron", "max", (1, 1), (1, 1))] * self.cumulative
+        nodes.append(layer("readout", nodes[-1].name, [[1]], 0, None))
+        inputs = len(self.weights) if self.image else 1
+        net = IntegerNet("proof", self.levels, self.levels, None, (inputs, 1, 1), self.image or 1, tuple(nodes))
+        spec = core_spec(net, [Lanes(1, 1)] * len(net.layers), 1, "spike")
+        place = [node.name for node in net.layers].index("neuron")
+        (gates,) = [node.neurons for node in spec.layers if node.name == "neuron"]
+        assert isinstance(gates, NeuronSpec)
+        return gates, bounds(net)[place].potential
+
+
+def neuron(case: Neuron) -> Bench:
+    """The gates of one neuron beside the neuron in integers that no width bounds, under any schedule and any spikes."""
+    spec, potential = case.bounds()
+    bench, dut = Bench(), neurons.NeuronArray(spec)
+    m, i = bench.m, dut.currents
+    inside = bench.part("dut", dut)
+    bench.take(dut.volleys, "volleys")
+    theta, levels, bias = case.threshold, case.levels, case.bias
+    wide = signed(max(potential.bits, spec.potential.bits, spec.bias_bits, (theta * (levels + 1)).bit_length() + 1) + 3)
+    count = range(levels + 1)
+
+    # What comes: an image begins with its first wake step, has T at most, and sleep steps between and after them.
+    bench.drive(i, "i")
+    step = i.p.step
+    running, t = Signal(), Signal(count)
+    t_next = Signal(range(levels + 2))
+    m.d.comb += t_next.eq(Mux(step.first, 1, t + step.wake))
+    bench.assume(~i.valid | (i.p.mark & (running | step.first) & (~step.first | step.wake) & (t_next <= levels)))
+    if case.image:
+        current, held = Signal(wide), Signal(wide)
+        reach = Interval(0, case.image)
+        span = Interval(sum(min((reach * w).lo, 0) for w in case.weights), sum(max((reach * w).hi, 0) for w in case.weights))
+        bench.assume((current >= span.lo) & (current <= span.hi))
+        m.d.comb += current.eq(Mux(step.wake, Mux(step.first, bench.free("pixels", wide), held), 0))
+        total = (held + bias) * t
+    else:
+        spikes = [bench.free(f"spike_{index}", signed(2)) for index in range(len(case.weights))]
+        counts = [Signal(count, name=f"source_{index}") for index in range(len(case.weights))]
+        after = [Mux(step.first, 0, old) + new for old, new in zip(counts, spikes, strict=True)]
+        for new, spike in zip(after, spikes, strict=True):
+            bench.assume(~i.valid | ((new >= 0) & (new <= levels) & (spike >= -1)))
+        current = Signal(wide)
+        m.d.comb += current.eq(sum(weight * spike for weight, spike in zip(case.weights, spikes, strict=True)))
+        total = sum(weight * old for weight, old in zip(case.weights, counts, strict=True)) + bias * t
+    bench.assume(~i.valid | Mux(i.p.empty, current == 0, Value.cast(i.p.x[0]) == current[: spec.currents.width].as_signed()))
+
+    # The neuron of casc.md.
+    v, n = Signal(wide), Signal(count)
+    compared, before = Signal(wide), Signal(count)
+    up, down, fire = Signal(), Signal(), i.valid & i.ready
+    m.d.comb += [
+        before.eq(Mux(step.first, 0, n)),
+        compared.eq(Mux(step.first, 0, v) + current + Mux(step.wake, bias, 0)),
+        up.eq((compared >= theta) & (before < t_next)),
+        down.eq((compared < 0) & (before > 0)),
+    ]
+    said = Signal(signed(2))
+    quiet = Signal(count)  # sleep steps without input until now
+    with m.If(fire):
+        m.d.sync += [
+            running.eq(1),
+            t.eq(t_next),
+            v.eq(compared - Mux(up, theta, 0) + Mux(down, theta, 0)),
+            n.eq(before + up - down),
+            said.eq(Mux(up, 1, Mux(down, -1, 0))),
+            quiet.eq(Mux(step.wake | (current != 0), 0, Mux(quiet == levels, quiet, quiet + 1))),
+        ]
+        if case.image:
+            m.d.sync += held.eq(Mux(step.first, current, held))
+        else:
+            m.d.sync += [old.eq(new) for old, new in zip(counts, after, strict=True)]
+
+    bench.claim("0 <= n <= t <= T", (n <= t) & (t <= levels))
+    bench.claim("the potential as it is compared is in its interval", ~fire | ((compared >= potential.lo) & (compared <= potential.hi)))
+    bench.claim("the potential that is kept is in its interval", (v >= spec.potential.lo) & (v <= spec.potential.hi))
+    bench.invariant("v = S - theta n", v == total - theta * n)
+    resting = ((v >= 0) & (v < theta)) | ((v >= theta) & (n == levels)) | ((v < 0) & (n == 0))
+    clipped = ((n == 0) | (total >= theta * n)) & ((n == levels) | (total < theta * (n + 1)))
+    bench.claim("at rest n = clip(floor(S / theta), 0, T)", ~resting | clipped)
+    left = levels - quiet
+    bench.claim("after T sleep steps without input no spike", ~fire | step.wake | (current != 0) | (quiet < levels) | ~(up | down))
+    bench.invariant("and before, no further from rest than steps are left (above)", (n + left >= t) | (total < theta * (n + left + 1)))
+    bench.invariant("and before, no further from rest than steps are left (below)", (n <= left) | (total >= theta * (n - left)))
+
+    # Why the potential is in its interval.
+    if case.image:
+        bench.invariant("an image's current has one sign", Mux(held + bias < 0, (n == 0) & (v <= 0), v >= 0))
+        bench.invariant("and its interval", (held >= span.lo) & (held <= span.hi))
+        bench.invariant("nothing before the first image", running | ((t == 0) & (n == 0) & (v == 0) & (held == 0)))
+    else:
+        since = [Signal(count, name=f"since_{index}") for index in range(len(case.weights))]  # at the last positive spike
+        since_t = Signal(count)
+        with m.If(fire):
+            with m.If(up):
+                m.d.sync += [then.eq(new) for then, new in zip(since, after, strict=True)]
+                m.d.sync += since_t.eq(t_next)
+            with m.Elif(step.first):
+                m.d.sync += [then.eq(0) for then in since]
+                m.d.sync += since_t.eq(0)
+        drift = sum(w * (old - then) for w, old, then in zip(case.weights, counts, since, strict=True)) + bias * (t - since_t)
+        bench.invariant("no lower than what came since the last positive spike", v >= drift)
+        bench.invariant("sources count 0 to T", Cat(value <= levels for value in (*counts, *since)).all() & (since_t <= t))
+
+    _same(bench, inside, spec, fire, v, n, t, said, running, theta)
+    return bench
+
+
+def _same(bench: Bench, inside: Inside, spec: NeuronSpec, fire: Any, v: Any, n: Any, t: Any, said: Any, running: Any, theta: int) -> None:
+    """The gates do what the neuron does, five cycles later."""
+    dut, tags = inside.component, inside["tags"]
+    done, result, fired, says = tags[-1], inside["_lane.result"], inside["fired"], inside["values"][0]
+    stages = [bench.before(fire, "stage_1")]
+    for stage in range(2, len(tags)):
+        stages.append(bench.before(stages[-1], f"stage_{stage}"))
+    bench.invariant("gates: one step at a time", Cat(stages) & (Cat(stages) - 1) == 0)
+    for stage, (tag, on) in enumerate(zip(tags[1:], stages, strict=True), 1):
+        bench.invariant(f"gates: stage {stage}", tag.on == on)
+        bench.invariant(f"gates: stage {stage} has t and the chunk", ~on | ((tag.t == t) & (tag.chunk == 0) & tag.last))
+    same = (result.v == v) & (result.n == n) & (fired == (said != 0))
+    bench.claim("gates: the spike, the potential and the count are the neuron's", ~done.on | done.skip | same)
+    ready = ~dut.currents.valid | Cat(stages).any() | (inside["credits"] == 0)
+    bench.claim("gates: a step is taken once the one before is done and there is room for what it says", ready | fire)
+    bench.claim("gates: a step that is skipped has no spike", ~(done.on & done.skip) | (said == 0))
+    bench.claim("gates: what is sent is the count, or the spike", ~done.on | done.skip | (says == (n if spec.cumulative else said)))
+    idle = running & ~Cat(stages).any()
+    word = inside.word("_neurons.state", 0)
+    held = (word[: spec.potential.bits].as_signed() == v) & (word[spec.potential.bits :] == n)
+    bench.invariant("gates: the memory has the state", ~idle | held)
+    bench.invariant("gates: t", ~running | (inside["_neurons.t_last"] == t))
+    bench.invariant("gates: a neuron that is not restless rests", ~idle | dut.restless | (((v < theta) | (n == t)) & ((v >= 0) | (n == 0))))
+    bench.invariant("gates: the place", (inside["_neurons.chunk"] == 0) & inside["start"] & ~inside["before"])
+
+
+def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases: Sequence[int] = (0,)) -> Bench:
+    """Channels of every threshold from 1 to ``thresholds``, one a cycle, and any S in ``total``."""
+    channels = [(theta, biases[theta % len(biases)]) for theta in range(1, thresholds + 1)]
+    current = Interval(-(-(total.lo - max(biases)) // gain) - 1, (total.hi - min(biases)) // gain + 1)
+    format = CurrentFormat((thresholds, 1, 1), 1, current.signed_bits)
+    spec = CountSpec(format, levels, *zip(*channels, strict=True), gain, total)
+    bench, dut = Bench(), neurons.CountArray(spec)
+    m, i = bench.m, dut.currents
+    inside = bench.part("dut", dut)
+    bench.drive(i, "i")
+    bench.take(dut.volleys, "volleys")
+    tags, fired, says = inside["tags"], inside["fired"], inside["values"][0]
+    wide = signed(max(total.bits, format.width + gain.bit_length(), thresholds.bit_length() + levels.bit_length() + 1) + 2)
+    part, x = tags[0].part, Mux(i.p.empty, 0, i.p.x[0])
+    theta, total_sum = Signal(wide), Signal(wide)
+    with m.Switch(part):
+        for index, (threshold, bias) in enumerate(channels):
+            with m.Case(index):
+                m.d.comb += [theta.eq(threshold), total_sum.eq(x * gain + bias)]
+        with m.Default():
+            m.d.comb += theta.eq(1)
+    bench.assume(~tags[0].on | ((total_sum >= total.lo) & (total_sum <= total.hi)))
+    stages = [(tags[0].on, theta, total_sum)]
+    for stage in range(1, len(tags)):
+        stages.append(tuple(bench.before(value, f"{name}_{stage}") for name, value in zip("otS", stages[-1], strict=True)))  # type: ignore[arg-type]
+    on, theta, total_sum = stages[-1]
+    n = Value.cast(says)
+    right = (n <= levels) & ((n == 0) | (total_sum >= theta * n)) & ((n == levels) | (total_sum < theta * (n + 1)))
+    bench.claim("n = clip(floor(S / theta), 0, T)", ~on | right)
+    bench.claim("a chunk is taken each cycle in which there is room for what it says", ~i.valid | tags[0].on | (inside["credits"] == 0))
+    bench.claim("a neuron that counts is one that has fired", ~on | (fired == (n != 0)))
+    bench.invariant("what is in the pipeline is known", tags[-1].on == on)
+    bench.invariant("a channel of the map", part < thresholds)
+    return bench
+
+
+def volleys(kind: str, chunks: int, dense: bool) -> Bench:
+    """Volleys wait in a FIFO that credits keep from overflowing, whatever the back-pressure."""
+    format = CurrentFormat((chunks, 1, 1), 1, 3)
+    common: Any = (format, 2, (2,) * chunks, (0,) * chunks)
+    if kind == "spike":
+        dut: Any = neurons.NeuronArray(NeuronSpec(*common, Interval(-8, 7), dense))
+    else:
+        dut = neurons.CountArray(CountSpec(*common, 1, Interval(-4, 3), dense))
+    bench = Bench()
+    inside = bench.part("dut", dut)
+    fifo = inside.child("fifo")
+    bench.drive(dut.currents, "i", stable=True)
+    bench.take(dut.volleys, "volleys")
+    flying = sum(tag.on for tag in inside["tags"][1:])
+    size, front, level = neurons.VOLLEYS - 1, fifo.component.r_rdy, fifo["inner_level"]
+    room = Const(neurons.VOLLEYS) - front - level
+    bench.claim("a volley finds room", ~inside["push"] | fifo.component.w_rdy)
+    bench.claim("credits are the room that nobody has taken yet", inside["credits"] == room - flying)
+    bench.invariant("room for all that are on their way", flying <= room)
+    bench.claim("the FIFO's count does not overflow", level <= size)
+    bench.invariant("the output is empty for a cycle at most", front | (level <= 1))
+    bench.claim("an offer stands until it is taken", bench.stands(dut.volleys, "volleys"))
+    return bench
