@@ -184,7 +184,8 @@ def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases:
     channels = [(theta, biases[theta % len(biases)]) for theta in range(1, thresholds + 1)]
     current = Interval(-(-(total.lo - max(biases)) // gain) - 1, (total.hi - min(biases)) // gain + 1)
     format = CurrentFormat((thresholds, 1, 1), 1, current.signed_bits)
-    spec = CountSpec(format, levels, *zip(*channels, strict=True), gain, total)
+    own = tuple(bias for _, bias in channels)
+    spec = CountSpec(format, levels, tuple(range(1, thresholds + 1)), own, gain, total)
     bench, dut = Bench(), neurons.CountArray(spec)
     m, i = bench.m, dut.currents
     inside = bench.part("dut", dut)
@@ -203,7 +204,7 @@ def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases:
     bench.assume(~tags[0].on | ((total_sum >= total.lo) & (total_sum <= total.hi)))
     stages = [(tags[0].on, theta, total_sum)]
     for stage in range(1, len(tags)):
-        stages.append(tuple(bench.before(value, f"{name}_{stage}") for name, value in zip("otS", stages[-1], strict=True)))  # type: ignore[arg-type]
+        stages.append(tuple(bench.before(value, f"{name}_{stage}") for name, value in zip("otS", stages[-1], strict=True)))
     on, theta, total_sum = stages[-1]
     n = Value.cast(says)
     right = (n <= levels) & ((n == 0) | (total_sum >= theta * n)) & ((n == levels) | (total_sum < theta * (n + 1)))
@@ -218,11 +219,11 @@ def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases:
 def volleys(kind: str, chunks: int, dense: bool) -> Bench:
     """Volleys wait in a FIFO that credits keep from overflowing, whatever the back-pressure."""
     format = CurrentFormat((chunks, 1, 1), 1, 3)
-    common: Any = (format, 2, (2,) * chunks, (0,) * chunks)
+    thetas, biases = (2,) * chunks, (0,) * chunks
     if kind == "spike":
-        dut: Any = neurons.NeuronArray(NeuronSpec(*common, Interval(-8, 7), dense))
+        dut: Any = neurons.NeuronArray(NeuronSpec(format, 2, thetas, biases, Interval(-8, 7), dense))
     else:
-        dut = neurons.CountArray(CountSpec(*common, 1, Interval(-4, 3), dense))
+        dut = neurons.CountArray(CountSpec(format, 2, thetas, biases, 1, Interval(-4, 3), dense))
     bench = Bench()
     inside = bench.part("dut", dut)
     fifo = inside.child("fifo")
