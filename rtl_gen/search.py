@@ -14,7 +14,7 @@ from rtl_gen.budget import Budget
 from rtl_gen.cycles import BEATS, Activity, Prediction, assume, measure, predict
 from rtl_gen.gates.core import CoreSpec
 from rtl_gen.gates.spram import WeightStoreSpec
-from rtl_gen.gates.synapses import lanes_fit
+from rtl_gen.gates.synapses import DIGIT_BITS, lanes_fit
 from rtl_gen.lower import QUEUE, Code, Lanes, core_spec, geometry, pixel_shape
 from rtl_gen.resources import estimate, parts
 
@@ -322,7 +322,8 @@ class Search:
     def _multipliers(self, index: int) -> list[Any]:
         """Where layer ``index`` may make products, if it makes any."""
         layer = self.net.layers[index]
-        small = self.budget.block_ram_kind == "DP16KD" and all(synapses.bits <= 4 for synapses in layer.synapses)
+        large = [synapses for synapses in layer.synapses if synapses.bits > DIGIT_BITS and not synapses.shortcut]
+        small = self.budget.block_ram_kind == "DP16KD" and not large  # a shortcut's products are few
         if small or all(self._plain(synapses) for synapses in layer.synapses):
             # Small products: 100 MHz in logic beside the sums, 63 MHz in multipliers all over an ECP5; a few of these do no harm.
             return ["logic", "both"] if small and all(shape.flat for shape in self.shapes[index]) else ["logic"]
