@@ -30,7 +30,7 @@ from amaranth.hdl import Elaboratable
 from casc_hw.errors import CascError
 from rtl_gen import tools
 from rtl_gen.budget import Budget
-from rtl_gen.verilog import UNDEFINED_COLLISIONS
+from rtl_gen.verilog import leave_collisions_open
 
 ROUNDING = 0.999
 """nextpnr keeps periods in whole picoseconds and rounds a PLL's down, at most by this factor; the choice leaves room for it."""
@@ -86,7 +86,6 @@ _UNINITIALISED = r"delete t:$meminit_v2 r:MEMID=\spram %i"
 _FLOWS = {
     "ecp5": _Flow(
         ("yosys", "nextpnr-ecp5", "ecppack"),
-        f"{UNDEFINED_COLLISIONS}\n"
         # Purged: with all of the names, yosys 0.70 fails an assertion after ABC for some designs.
         "synth_ecp5 -top top -run begin:map_luts\nopt_clean -purge\nsynth_ecp5 -top top -run map_luts:",
         ("--lpf", "top.lpf"),
@@ -98,7 +97,7 @@ _FLOWS = {
     ),
     "ice40": _Flow(
         ("yosys", "nextpnr-ice40", "icepack"),
-        f"{UNDEFINED_COLLISIONS}\n{_UNINITIALISED}\nsynth_ice40 -device u -dsp -top top",
+        f"{_UNINITIALISED}\nsynth_ice40 -device u -dsp -top top",
         ("--pcf", "top.pcf"),
         "asc",
         "asc",
@@ -280,6 +279,7 @@ class _Build:
         """Write RTLIL, constraints and the yosys script; return the digest of all that decides the outcome."""
         plan = self.board.platform().prepare(self.board.mount(self.core), "top", emit_src=False)
         inputs = {file: plan.files[file] for file in ("top.il", self.flow.constraints[1])}
+        inputs["top.il"] = leave_collisions_open(inputs["top.il"])
         inputs["top.ys"] = f"read_rtlil top.il\n{self.flow.synthesis}\nwrite_json top.json\n"
         for file, content in inputs.items():
             (self.work / file).write_text(content)

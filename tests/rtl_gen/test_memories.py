@@ -16,7 +16,7 @@ from rtl_gen import tools
 from rtl_gen.gates.core import Core
 from rtl_gen.lower import Lanes, core_spec
 from rtl_gen.resources import parts
-from rtl_gen.verilog import UNDEFINED_COLLISIONS
+from rtl_gen.verilog import leave_collisions_open
 
 NET = IntegerNet.load(Path(__file__).resolve().parents[2] / "examples" / "mnist_cnn_avg.pt")
 BUDGETS = {board.name: board.budget for board in boards.all_boards()}
@@ -29,8 +29,8 @@ MAPPED = {"ulx3s-85f": ("synth_ecp5", "DP16KD"), "icebreaker": ("synth_ice40 -de
 def test_memories_go_where_the_plan_says(board: str, code: Literal["spike", "count"], tmp_path: Path) -> None:
     spec, budget = core_spec(NET, LANES, 2, code), BUDGETS[board]
     synth, block = MAPPED[board]
-    (tmp_path / "top.il").write_text(rtlil.convert(Core(spec), name="top", emit_src=False))
-    script = f"read_rtlil top.il\n{UNDEFINED_COLLISIONS}\n{synth} -top top -run begin:map_ffram\ntee -q -o stat.txt stat\n"
+    (tmp_path / "top.il").write_text(leave_collisions_open(rtlil.convert(Core(spec), name="top", emit_src=False)))
+    script = f"read_rtlil top.il\n{synth} -top top -run begin:map_ffram\ntee -q -o stat.txt stat\n"
     script += "tee -q -o left.txt select -list t:$mem_v2 r:WR_PORTS>0 %i\n"
     (tmp_path / "top.ys").write_text(script)
     subprocess.run([tools.find("yosys").path, "-q", "top.ys"], cwd=tmp_path, check=True, capture_output=True)
