@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
     from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
+    from casc_hw.nir_graph import from_nir, to_nir
     from casc_hw.qat import clip_quant
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
     from casc_hw.spiking import Activity, SpikingNet, Statistics, Step
@@ -27,6 +28,7 @@ _HOME = {
     "errors": ("CascError",),
     "fixed": ("Interval",),
     "network": ("IMAGE", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
+    "nir_graph": ("from_nir", "to_nir"),
     "qat": ("clip_quant",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
     "spiking": ("Activity", "SpikingNet", "Statistics", "Step"),
@@ -54,11 +56,13 @@ __all__ = [
     "clip_quant",
     "convert",
     "events_of",
+    "from_nir",
     "output_shape",
     "quantised_ann",
     "save_vectors",
     "simulate",
     "sleep_bound",
+    "to_nir",
     "to_wire",
 ]
 

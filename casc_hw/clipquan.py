@@ -29,3 +29,18 @@ class ClipQuan(nn.Module):
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}"
+
+
+class IntegrateAndFire(ClipQuan):
+    """``ClipQuan(x / threshold)``: what neurons of that threshold, which subtract it when they spike, count, over T.
+
+    ``threshold``: positive, float64, of any shape that spreads over ``x`` (without the batch), constant within a channel. A layer whose
+    weights and biases in units of its inputs, and whose thresholds, are integers already is converted as it is, unrounded.
+    """
+
+    def __init__(self, levels: int, threshold: Tensor):
+        super().__init__(levels)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / self.threshold.to(x))

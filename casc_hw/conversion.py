@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from casc_hw.clipquan import ClipQuan
+from casc_hw.clipquan import ClipQuan, IntegrateAndFire
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, SHORTCUT_BITS, WEIGHT_BITS, IntegerNet, Layer, MapShape, Pool, Synapses, to_wire
+from casc_hw.network import IMAGE, MAX_LEVELS, MAX_SUM, SHORTCUT_BITS, WEIGHT_BITS, IntegerNet, Layer, MapShape, Pool, Synapses, to_wire
 from casc_hw.reference import quantised_ann
 
 MAX_THRESHOLD = 1 << 24
@@ -229,6 +229,21 @@ def round_layer(
     )
 
 
+def _as_it_is(
+    weights: Sequence[Tensor], bias: Tensor, bits: Sequence[int | None], units: Sequence[int], threshold: Tensor | None
+) -> Rounded | None:
+    """The layer unrounded, if its weights over their units, biases and thresholds (None: a read-out) are integers and fit; else None."""
+    parts = [weight / unit for weight, unit in zip(weights, units, strict=True)]
+    theta = torch.ones_like(bias) if threshold is None else threshold.flatten()
+    halves = [1 << ((SHORTCUT_BITS if width is None else width) - 1) for width in bits]
+    halves += [MAX_SUM, MAX_SUM]
+    for part, half in zip([*parts, bias, theta], halves, strict=True):
+        if not torch.equal(part, part.round()) or float(part.min()) < -half or float(part.max()) >= half:
+            return None
+    scale = 1.0 if threshold is None else None
+    return Rounded(tuple(part.long() for part in parts), bias.long(), None if threshold is None else theta.long(), scale)
+
+
 def _candidates(
     flat: Sequence[Tensor], bits: Sequence[int | None], tops: Sequence[int], units: Sequence[int], readout: bool
 ) -> Tensor | None:
@@ -373,6 +388,8 @@ class _Walk:
         self.modules: dict[str, None] = {}
         self.order = 0
         self.image_layer = ""
+        self.whole = False
+        """Whether a layer that is whole already stays as it is."""
         self.nodes: list[Layer | Pool] = []
         self.errors: dict[str, float] = {}
         self.scales: dict[str, float] = {}
@@ -427,7 +444,7 @@ class _Walk:
             handler = _Walk._conv if isinstance(module, nn.Conv2d) else _Walk._linear if isinstance(module, nn.Linear) else _Walk._norm
             return self._call(handler, *args, module=module, **kwargs)
         if isinstance(module, ClipQuan):
-            return self._call(_Walk._clip, *args, **kwargs)
+            return self._call(_Walk._clip, *args, module=module, **kwargs)
         if isinstance(module, _RELUS):
             return self._call(_Walk._relu6 if isinstance(module, nn.ReLU6) else _Walk._relu, *args, **kwargs)
         if isinstance(module, (*_DROPOUTS, nn.Identity)):
@@ -778,9 +795,7 @@ class _Walk:
         window, size = self._window(value, kernel_size, stride, padding, 1, ceil_mode)
         if window.padding != (0, 0) and not count_include_pad:
             self._refuse("count_include_pad=False cannot be converted with padding; use padding 0 or count_include_pad=True")
-        if divisor_override not in (None, prod(window.kernel)):
-            self._refuse(f"divisor_override {divisor_override} cannot be converted; leave it out")
-        if window.kernel == window.stride == (1, 1):
+        if window.kernel == window.stride == (1, 1) and divisor_override in (None, 1):
             return value
         pooled: dict[str, str] = {}
         pieces = []
@@ -800,6 +815,9 @@ class _Walk:
                     pooled[term.source] = self._pool("average", term.source, window)
                 terms.append(replace(term, source=pooled[term.source]))
             pieces.append(replace(piece, terms=tuple(terms), shape=(piece.shape[0], *size)))
+        if divisor_override is not None:
+            gain = torch.tensor(prod(window.kernel) / divisor_override, dtype=torch.float64)
+            pieces = [piece.scaled(gain.expand(piece.shape[0], 1, 1)) for piece in pieces]
         return _Value(tuple(pieces), (value.dims[0], *size))
 
     def _adaptive(self, input: Any, output_size: Any) -> _Value:
@@ -830,8 +848,8 @@ class _Walk:
 
     # Layers
 
-    def _clip(self, input: Any) -> _Value:
-        return self._activated(input, 1.0)
+    def _clip(self, input: Any, *, module: ClipQuan) -> _Value:
+        return self._activated(input, 1.0, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
 
     def _relu(self, input: Any, inplace: bool = False) -> _Value:
         return self._activated(input, self._scale("ReLU", float("inf")), half=True)
@@ -852,16 +870,16 @@ class _Walk:
         self.run.env[self.node] = x.clamp(max=scale)
         return scale
 
-    def _activated(self, value: Any, scale: float, half: bool = False) -> _Value:
-        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale``."""
+    def _activated(self, value: Any, scale: float, half: bool = False, threshold: Tensor | None = None) -> _Value:
+        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale``; ``threshold`` is of `IntegrateAndFire`."""
         value = self._tensor(value)
         pieces = []
-        for piece in value.pieces:
+        for piece, theta in zip(value.pieces, self._thresholds(value, threshold), strict=True):
             if half:
                 piece = piece.scaled(torch.full((1, 1, 1), 1 / scale, dtype=torch.float64).expand(piece.shape[0], 1, 1))
                 # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
                 piece = replace(piece, bias=piece.bias + 0.5 / (self.levels or 1))
-            name = self._layer(piece, readout=False)
+            name = self._layer(piece, readout=False, threshold=theta)
             self.scales[name] = scale
             weight = torch.full((piece.shape[0], 1, 1), scale, dtype=torch.float64)
             made = _Piece((_Term(name, weight),), torch.zeros_like(weight), piece.shape)
@@ -869,6 +887,20 @@ class _Walk:
                 made = self._pooled_max(made, window)
             pieces.append(made)
         return _Value(tuple(pieces), value.dims)
+
+    def _thresholds(self, value: _Value, threshold: Tensor | None) -> list[Tensor | None]:
+        """(C, 1, 1) for every piece of ``value``."""
+        if threshold is None:
+            return [None] * len(value.pieces)
+        self.whole = True
+        count = sum(prod(piece.shape) for piece in value.pieces)
+        if threshold.numel() not in (1, count):
+            self._refuse(f"has thresholds for {threshold.numel()} neurons, but {count} values arrive; fix the shapes")
+        parts = torch.split(threshold.double().reshape(-1).expand(count), [prod(piece.shape) for piece in value.pieces])
+        shaped = [_uniform(part.reshape(piece.shape)) for part, piece in zip(parts, value.pieces, strict=True)]
+        if any(part.shape[1:] != (1, 1) for part in shaped):
+            self._refuse("its threshold differs within a channel, but neurons of a channel share one; use one per channel")
+        return [part.expand(piece.shape[0], 1, 1) for part, piece in zip(shaped, value.pieces, strict=True)]
 
     def _readout(self, value: Any) -> None:
         if not isinstance(value, _Value):
@@ -886,7 +918,7 @@ class _Walk:
             raise CascError(f"{piece.follows}: no activation comes before it, so that nothing spikes; add a layer with ClipQuan")
         self._layer(piece, readout=True)
 
-    def _layer(self, piece: _Piece, readout: bool) -> str:
+    def _layer(self, piece: _Piece, readout: bool, threshold: Tensor | None = None) -> str:
         """Round ``piece`` and make it a layer, by its name: that of the module on the longest way from the image."""
         deepest = max(piece.terms, key=lambda term: (bool(term.module), self.maps[term.source].depth, term.order))
         name = self._unique(deepest.module or self.where)
@@ -897,10 +929,16 @@ class _Walk:
             if others := set(sources) - {IMAGE}:
                 raise CascError(f"{name}: takes the image together with {sorted(others)[0]}; only the first layer may take the image")
             self.image_layer = name
-        weights = [term.weight if term.module else self._even(term.weight, "the scale")[..., None] for term in piece.terms]
+
+        def parts(piece: _Piece) -> tuple[list[Tensor], Tensor]:
+            weights = [term.weight if term.module else self._even(term.weight, "the scale")[..., None] for term in piece.terms]
+            return weights, self._even(piece.bias, "the bias").flatten()
+
         bits = [self._bits(term.module) if term.module else None for term in piece.terms]
         units = [self.maps[source].unit for source in sources]
-        rounded = round_layer(name, weights, self._even(piece.bias, "the bias").flatten(), bits, units, readout=readout)
+        rounded = _as_it_is(*parts(piece), bits, units, threshold) if self.whole else None
+        weights, bias = parts(piece if threshold is None else piece.scaled(1 / threshold))
+        rounded = rounded or round_layer(name, weights, bias, bits, units, readout=readout)
         synapses, errors = [], []
         for term, weight, width, unit, integers in zip(piece.terms, weights, bits, units, rounded.weights, strict=True):
             one = rounded.one.reshape(-1, *[1] * (weight.ndim - 1))

@@ -132,7 +132,9 @@ class _Plan(conversion._Walk):
         self.layers: list[_Layer] = []
         self.walk()
 
-    def _layer(self, piece: conversion._Piece, readout: bool) -> str:
+    def _layer(self, piece: conversion._Piece, readout: bool, threshold: Tensor | None = None) -> str:
+        if threshold is not None:
+            raise CascError(f"{self.where}: thresholds of its own cannot be trained with rounding; use ClipQuan")
         name = super()._layer(piece, readout)
         synapses: list[_Synapses] = []
         offset = piece.bias.flatten()

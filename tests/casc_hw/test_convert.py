@@ -1004,7 +1004,6 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: seq(conv(2, 4, 1), bad=nn.AvgPool2d(2)), MAP, "bad: pools the image"),
     (_conv_way(conv(4, 4), bad=nn.AvgPool2d(2)), MAP, "bad: averages the sums of 2, which has no activation"),
     (_conv_way(bad=nn.AvgPool2d(2, padding=1, count_include_pad=False)), MAP, "bad: count_include_pad=False"),
-    (_conv_way(bad=nn.AvgPool2d(2, divisor_override=3)), MAP, "bad: divisor_override 3"),
     (_conv_way(bn(4), bad=nn.AvgPool2d(2, padding=1)), MAP, "bad: pads with zeros what a bias has shifted"),
     (_conv_way(bad=nn.AdaptiveAvgPool2d(4)), MAP, r"bad: output size \(4, 4\) does not divide the map of 6x6"),
     (_conv_way(bad=nn.AdaptiveAvgPool2d(12)), MAP, r"bad: output size \(12, 12\) does not divide"),
