@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from casc_hw import IntegerNet
+from casc_hw.data import load_images
 from rtl_gen.cycles import measure as measure_activity
 from rtl_gen.cycles import predict
-from rtl_gen.data import load_images
 from rtl_gen.lower import Lanes, core_spec
-from sim.runner import ALONE
+from sim.runner import alone
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -71,7 +71,7 @@ def modelled(case: Case, said: dict[str, Any], images: int) -> float:
     activities = measure_activity(net, load_images(net, None, path)[0][:images], plan["code"])
     lanes = [Lanes(**lane) for lane in plan["lanes"]]
     spec = core_spec(net, lanes, plan["beat"], plan["code"], plan["queue"], plan["spram"])
-    return predict(spec, activities[min(ALONE, max(images // 10, 1)) :]).interval
+    return predict(spec, activities[alone(images) :]).interval
 
 
 HEAD = (

@@ -17,7 +17,7 @@ def draw(net_path: Path, picture: Path) -> None:
 
     import boards
     from casc_hw import IntegerNet
-    from rtl_gen.data import load_images
+    from casc_hw.data import load_images
     from rtl_gen.plan import make_plan
     from sim.runner import run_bench
 

@@ -67,7 +67,7 @@ def evaluate(
     """
     import torch
 
-    from casc_hw.data import DEFAULT_NET, load_images
+    from casc_hw.data import DEFAULT_NET, enough, load_images
     from casc_hw.evaluation import evaluate as evaluate_net
     from casc_hw.network import IntegerNet
     from casc_hw.spiking import SpikingNet
@@ -77,8 +77,7 @@ def evaluate(
     loaded = IntegerNet.load(path)
     net = SpikingNet(loaded, levels=levels, margin=margin, sleep=... if sleep is None else sleep).net
     images, labels, where = load_images(net, data, path)
-    if count is not None and count > len(images):
-        raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
+    enough(images, count, where)
     if labels is not None and labels.dtype.kind not in "ui":
         raise CascError(f"{where}: its labels are of type {labels.dtype}, not classes; save integers")
     classes = None if labels is None else torch.from_numpy(labels[:count].astype("int64"))

@@ -37,6 +37,12 @@ def load_array(path: Path, name: str = "images", optional: bool = False) -> Any:
     return None if optional else loaded
 
 
+def enough(images: Tensor, count: int | None, where: str) -> None:
+    """CascError if ``images`` from ``where`` are fewer than ``count``."""
+    if count is not None and count > len(images):
+        raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
+
+
 def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
     """Images for ``net``: int64 (N, *shape), their labels or None, and in words where they come from.
 

@@ -161,6 +161,18 @@ def output_shape(part: Synapses | Pool, source: MapShape) -> MapShape:
     return part.outputs if isinstance(part, Synapses) else source[0], height, width
 
 
+def reached(sizes: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """By place of a map of ``sizes``, how many windows of a convolution it is in, and so the places it reaches: int64 (height, width)."""
+
+    def along(size: int, kernel: int, stride: int, padding: int) -> Tensor:
+        windows = torch.arange((size + 2 * padding - kernel) // stride + 1)
+        distance = torch.arange(size)[:, None] + padding - stride * windows
+        return ((distance >= 0) & (distance < kernel)).sum(1)
+
+    down, across = map(along, sizes, kernel, stride, padding)
+    return torch.outer(down, across)
+
+
 def to_wire(values: Tensor, shape: MapShape) -> Tensor:
     """``values`` (..., C * H * W) of maps of ``shape`` in the order in which they travel on chip: by y, x, and channel innermost."""
     return values.reshape(*values.shape[:-1], *shape).movedim(-3, -1).flatten(-3)

@@ -20,11 +20,10 @@ from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Layer, Synapses, output_shape
+from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Layer, Synapses, reached
 from casc_hw.reference import Trace, _map, _per_channel, _Run
 
 MAC_PJ = 4.6
@@ -308,13 +307,5 @@ def _reach(synapses: Synapses, net: IntegerNet) -> Tensor:
     shape = net.shapes[synapses.source]
     if synapses.dense:
         return torch.full(shape, synapses.outputs)
-    target = output_shape(synapses, shape)
-    rest = [
-        size + 2 * padding - kernel - (count - 1) * stride
-        for size, count, kernel, stride, padding in zip(
-            shape[1:], target[1:], synapses.kernel, synapses.stride, synapses.padding, strict=True
-        )
-    ]
-    each, ones = torch.ones(1, *target, dtype=torch.float64), torch.ones_like(synapses.weight, dtype=torch.float64)
-    reached = functional.conv_transpose2d(each, ones, None, synapses.stride, synapses.padding, rest, synapses.groups)
-    return reached[0].round().long()
+    places = reached(shape[1:], synapses.kernel, synapses.stride, synapses.padding)
+    return (synapses.outputs // synapses.groups * places).expand(shape)

@@ -328,8 +328,8 @@ def report(folder: Path | None) -> None:
     Examples:
       python -m rtl_gen report build/mnist_mlp-ulx3s-85f
     """
+    from casc_hw.data import DEFAULT_NET, load_images
     from casc_hw.network import IntegerNet
-    from rtl_gen.data import DEFAULT_NET, load_images
     from rtl_gen.report import write_report
 
     folder = folder or Path("build") / f"{DEFAULT_NET.stem}-ulx3s-85f"
@@ -415,7 +415,7 @@ def run(port: str, net_path: Path | None, baud: int, timeout: float, count: int 
       python -m rtl_gen run --port /dev/ttyUSB0 --net examples/mnist_mlp.pt --images 20 examples/mnist_mlp_images.npz
     """
     from boards.host import Host
-    from rtl_gen.data import load_array
+    from casc_hw.data import load_array
 
     network = None
     if net_path is not None:
@@ -489,8 +489,8 @@ def _plan(planning: Planning, count: int | None = None, anyway: bool = False) ->
     import torch
 
     import boards
+    from casc_hw.data import DEFAULT_NET, enough, load_images
     from casc_hw.network import IntegerNet
-    from rtl_gen.data import DEFAULT_NET, load_images
     from rtl_gen.plan import Options, TooLarge, make_plan
 
     board = boards.get(planning.board_name)
@@ -499,8 +499,7 @@ def _plan(planning: Planning, count: int | None = None, anyway: bool = False) ->
     net_path = planning.net_path or DEFAULT_NET
     net = IntegerNet.load(net_path)
     images, labels, where = load_images(net, planning.data, net_path)
-    if count is not None and count > len(images):
-        raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
+    enough(images, count, where)
     code: Any = planning.code
     options = Options(code, lanes, planning.max_share, max_lut, planning.fastest, planning.target_fps)
     larger = {other.name: other.budget for other in boards.all_boards()}

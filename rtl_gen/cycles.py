@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from casc_hw.network import IMAGE, IntegerNet, MapShape, Pool
+from casc_hw.network import IMAGE, IntegerNet, MapShape, Pool, reached
 from casc_hw.reference import events_of, quantised_ann, simulate
 from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
 from rtl_gen.gates.neurons import LATENCY, VOLLEYS, NeuronSpec
@@ -592,16 +592,15 @@ class _Engine(_Server):
         spec, geometry = self.taken.spec, self.geometry
         assert isinstance(spec, SerialSpec)
         _, height, width = geometry.source
-        reached, first = zip(
-            *map(_reached, (height, width), geometry.kernel, geometry.stride, geometry.padding, geometry.target[1:]), strict=True
-        )
-        taps = np.outer(*reached).reshape(-1)
+        taps = reached((height, width), geometry.kernel, geometry.stride, geometry.padding).numpy().reshape(-1)
+        reach = geometry.kernel[1] - 1 - geometry.padding[1] - np.arange(width)
+        first = (-(reach // geometry.stride[1])).clip(0, geometry.target[2] - 1)  # by place, the column that an event is sought to
         pixels = np.flatnonzero(self.known < self.upto)
         work = np.zeros_like(events)
         work[:, self.sent] = SENT * self.parts
         work[:, self.sent[:: geometry.target[2]]] += 1
         seen = events[:, pixels].reshape(-1, height, width)
-        at = np.maximum.accumulate(np.where(seen > 0, first[1], 0), axis=2)  # the column that an event is sought from
+        at = np.maximum.accumulate(np.where(seen > 0, first, 0), axis=2)
         sought = np.diff(at, axis=2, prepend=0) + (np.cumsum(seen > 0, axis=2) == 1) * (seen > 0)
         sought[:, 0] -= (np.cumsum(seen[:, 0] > 0, axis=1) == 1) * (seen[:, 0] > 0)
         work[:, pixels] = events[:, pixels] * np.where(taps > 0, taps * spec.chunks + SETTLE + 1, 1) + sought.reshape(len(events), -1)
@@ -657,13 +656,6 @@ def _serial_cells(geometry: Geometry, columns: int, pieces: int) -> tuple[Array,
     pixel, rest = placed < height * width, np.floor(order[placed]).astype(np.int64) + 1
     upto = np.where(pixel, placed + 1, rest * width) * each
     return upto, np.where(pixel, placed * each, upto), np.flatnonzero(~pixel)
-
-
-def _reached(size: int, kernel: int, stride: int, padding: int, targets: int) -> tuple[Array, Array]:
-    """Along one side of a source: by place, neurons that it reaches, and the first of those that begin late enough."""
-    place = np.arange(size)
-    distance = place[:, None] + padding - stride * np.arange(targets)
-    return ((distance >= 0) & (distance < kernel)).sum(1), (-((kernel - 1 - padding - place) // stride)).clip(0, targets - 1)
 
 
 class _Neurons(_Server):

@@ -1,14 +1,11 @@
-"""Files, for the command line: images as `casc_hw.data` reads them, and text."""
+"""Files that are written, for the command line; `casc_hw.data` reads."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from casc_hw.data import DEFAULT_NET, load_array, load_images
 from casc_hw.errors import CascError
-
-__all__ = ["DEFAULT_NET", "load_array", "load_images", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from casc_hw.network import IMAGE, IntegerNet, MapShape, Synapses
+from casc_hw.network import IMAGE, IntegerNet, Synapses, reached
 from rtl_gen.budget import Budget
 from rtl_gen.cycles import Activity
 from rtl_gen.gates.core import CoreSpec
@@ -61,19 +60,8 @@ def _operations(net: IntegerNet, synapses: Synapses, activity: Activity) -> floa
     if synapses.dense:
         return float(events.sum()) * synapses.outputs
     events = events.reshape(*shape[1:], -1).sum(2)  # of a map of one pixel they are told by channel
-    return float((events * _reach(synapses, shape)).sum()) * synapses.outputs / synapses.groups
-
-
-def _reach(synapses: Synapses, shape: MapShape) -> Any:
-    """Places of the target's map that each place of the source's reaches."""
-
-    def along(size: int, kernel: int, stride: int, padding: int) -> Any:
-        targets = (size + 2 * padding - kernel) // stride + 1
-        distance = np.arange(size)[:, None] + padding - stride * np.arange(targets)
-        return ((distance >= 0) & (distance < kernel)).sum(1)
-
-    down, across = (along(*sizes) for sizes in zip(shape[1:], synapses.kernel, synapses.stride, synapses.padding, strict=True))
-    return np.outer(down, across)
+    places = reached(shape[1:], synapses.kernel, synapses.stride, synapses.padding).numpy()
+    return float((events * places).sum()) * synapses.outputs / synapses.groups
 
 
 def sent(net: IntegerNet, activities: Sequence[Activity]) -> dict[str, float]:

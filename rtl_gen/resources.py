@@ -189,7 +189,10 @@ def _layer(part: Part, spec: CoreSpec, node: LayerSpec, first: bool) -> None:
         if synapses.queue:
             part.fifo("queue of events", synapses.queue, _width(synapses.spec.events))
             part.skid(_width(synapses.spec.events))
-        (_serial if isinstance(synapses.spec, SerialSpec) else _synapses)(part, synapses.spec)
+        if isinstance(synapses.spec, SerialSpec):
+            _serial(part, synapses.spec)
+        else:
+            _synapses(part, synapses.spec)
     currents = spec.readout.currents if node.neurons is None else node.neurons.currents
     for _ in node.inputs[1:]:
         part.adders(currents.lanes, currents.width)
@@ -260,16 +263,10 @@ def _weights(part: Part, spec: SynapsesSpec) -> None:
         part.memories.append(MemoryPlan("weights", spec.row_count, spec.row_bits, "spram", spec.store.parts, 60, 32))
 
 
-def _serial(part: Part, spec: SynapsesSpec) -> None:
+def _serial(part: Part, spec: SerialSpec) -> None:
     """A control that is much the same for all, and little beside."""
-    assert isinstance(spec, SerialSpec)
-    lanes, width, bits, product, places = (
-        spec.lanes,
-        spec.currents.width,
-        spec.weight_bits,
-        _product(spec).signed_bits,
-        ceil_log2(spec.sums),
-    )
+    lanes, width, bits = spec.lanes, spec.currents.width, spec.weight_bits
+    product, places = _product(spec).signed_bits, ceil_log2(spec.sums)
     _weights(part, spec)
     part.memory("sums", spec.sums, lanes * width)
     part.adders(lanes, width)

@@ -94,6 +94,10 @@ class Candidate:
     def prediction(self) -> Prediction:
         return predict(self.spec, self._search.activities)
 
+    def swapped(self, index: int, lanes: Lanes) -> list[Lanes]:
+        """The lanes, with others in layer ``index``."""
+        return [*self.lanes[:index], lanes, *self.lanes[index + 1 :]]
+
     @property
     def cost(self) -> float:
         return self.prediction.interval + 0.1 * self.prediction.latency
@@ -200,7 +204,7 @@ class Search:
         choices.append(self._serial(index, replace(start, neurons=start.synapses) if self._open(index) else start))
         for choice in dict.fromkeys(choices):
             if choice is not None and choice != current:
-                yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
+                yield one.swapped(index, choice), one.beat
 
     # The way
 
@@ -221,7 +225,7 @@ class Search:
         """``one`` with DSPs where they save most logic."""
         while True:
             others = (
-                self.candidate([*one.lanes[:index], replace(lanes, multiplier=multiplier), *one.lanes[index + 1 :]], one.beat)
+                self.candidate(one.swapped(index, replace(lanes, multiplier=multiplier)), one.beat)
                 for index, lanes in enumerate(one.lanes)
                 for multiplier in self._multipliers(index)
                 if multiplier != lanes.multiplier
@@ -270,14 +274,14 @@ class Search:
             if lanes.serial:
                 choice = self._serial(index, replace(lanes, synapses=lanes.synapses // 2, neurons=lanes.neurons // 2))
                 if choice is not None:
-                    yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
+                    yield one.swapped(index, choice), one.beat
                 continue
             choices = [(passes, lanes.neurons // 2)]
             choices += [(more, lanes.neurons) for more in (passes + 1, 2 * passes) if more <= self.net.layers[index].outputs]
             for more, neurons in choices:
                 other = self._lanes(index, more, neurons, lanes.multiplier) if neurons else None
                 if other is not None and other != lanes:
-                    yield [*one.lanes[:index], other, *one.lanes[index + 1 :]], one.beat
+                    yield one.swapped(index, other), one.beat
 
     def moves(self, one: Candidate, part: str) -> Iterator[tuple[list[Lanes], int]]:
         """Plans one change away that may relieve ``part``."""
@@ -303,7 +307,7 @@ class Search:
                     choices += [self._lanes(index, -(-passes // 2), neurons, m) for m in self._multipliers(index)]
         for choice in dict.fromkeys(choices):
             if choice is not None and choice != lanes:
-                yield [*one.lanes[:index], choice, *one.lanes[index + 1 :]], one.beat
+                yield one.swapped(index, choice), one.beat
 
     def place(self, part: str) -> tuple[int, str]:
         """The layer that ``part`` (see `Prediction.busy`) belongs to, and what it is there."""

@@ -30,6 +30,11 @@ ALONE = 10
 """At most so many images, and at most a tenth, run one by one, for their latency; the others back to back."""
 
 
+def alone(images: int) -> int:
+    """How many of so many images run one by one."""
+    return min(ALONE, max(images // 10, 1))
+
+
 @dataclass(frozen=True)
 class Spread:
     """Smallest, median and largest of some integers."""
@@ -120,7 +125,7 @@ def run_bench(
         layers=[tap(spec, index) for index in range(len(spec.spiking))],
         streams=spec.streams,
         stall=stall,
-        alone=min(ALONE, max(len(images) // 10, 1)) if stall == 0 else 0,
+        alone=alone(len(images)) if stall == 0 else 0,
         patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
         seed=seed,
         weights=str(weights) if words else "",

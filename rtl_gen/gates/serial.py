@@ -116,12 +116,12 @@ class SerialSynapses(wiring.Component):
         where = Signal(range(max(spec.sums, 2)))
         m.d.sync += [
             row_address.eq(Cat(chunk, tap[: place_bits(kernel_y * kernel_x)], event.channel)),
-            where.eq(self._place(first_chunk + chunk, to_column, to_ring)),
+            where.eq(self._place(m, first_chunk + chunk, to_column, to_ring)),
         ]
         self._accumulate(m, add, where, row_data, read, write)
 
         sent = Raster(m, VolleyFormat((out.shape[0], 1, columns), out.lanes, spec.events.value), "sent")
-        sending = self._place(sent.part, sent.x, ring)
+        sending = self._place(m, sent.part, sent.x, ring)
         dirty, cleared = Signal(reset_less=True), Signal.like(where, init=0)  # sums may have been left by what a reset ended
         settled = Signal(range(SETTLE))
         m.d.comb += [
@@ -196,10 +196,11 @@ class SerialSynapses(wiring.Component):
         sources = self.spec.geometry.source[0] // self.spec.sets
         return Array(source // sources for source in range(self.spec.geometry.source[0]))[channel] if self.spec.sets > 1 else 0
 
-    def _place(self, part, column: Signal, ring: Signal) -> Cat:
+    def _place(self, m: Module, part, column: Signal, ring: Signal) -> Cat:
         """The place of a neuron's sums."""
-        spec = self.spec
-        return Cat((part + Signal(place_bits(spec.passes)))[: place_bits(spec.passes)], column[: place_bits(spec.geometry.target[2])], ring)
+        chunk = Signal(place_bits(self.spec.passes))
+        m.d.comb += chunk.eq(part)
+        return Cat(chunk, column[: place_bits(self.spec.geometry.target[2])], ring)
 
     def _accumulate(self, m: Module, add: Signal, where: Signal, row_data, read, write) -> None:
         """Sum, weights; both again (block RAM is slow to leave); product; sum."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +15,7 @@ from casc_hw.network import IMAGE
 from rtl_gen.gates import core as gates
 from rtl_gen.gates.core import CoreSpec
 from rtl_gen.lower import Lanes, core_spec
+from tests.mutation import mutated_module
 
 SEED, QUIET_SEED, MAPS_SEED = 451, 4, 313
 
@@ -119,12 +116,7 @@ MUTANTS = [
 
 def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the mutant's components in the core's hands."""
-    original = importlib.import_module(f"rtl_gen.gates.{mutant.module}")
-    text = Path(str(original.__file__)).read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.old!r} occurs {text.count(mutant.old)} times in {mutant.module}"
-    module = types.ModuleType("mutant")
-    monkeypatch.setitem(sys.modules, "mutant", module)  # where dataclasses look for it
-    exec(compile(text.replace(mutant.old, mutant.new), f"<{mutant.what}>", "exec"), module.__dict__)
+    original, module = mutated_module(mutant.what, f"rtl_gen.gates.{mutant.module}", mutant.old, mutant.new, monkeypatch)
     for name, value in vars(module).items():
         if not isinstance(value, type) or value.__module__ != "mutant":
             continue

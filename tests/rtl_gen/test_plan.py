@@ -13,10 +13,10 @@ import torch
 
 import boards
 from casc_hw import CascError, IntegerNet, Layer, Synapses, quantised_ann, simulate
+from casc_hw.data import load_images
 from casc_hw.network import IMAGE
 from rtl_gen.budget import Budget
 from rtl_gen.cycles import assume, measure
-from rtl_gen.data import load_images
 from rtl_gen.gates.synapses import lanes_fit
 from rtl_gen.limits import limits_of, operations, sent
 from rtl_gen.lower import Lanes, core_spec, geometry

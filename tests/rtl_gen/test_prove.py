@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-import types
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from amaranth.hdl import Signal
@@ -19,6 +16,7 @@ from rtl_gen.__main__ import main
 from rtl_gen.formal import bench
 from rtl_gen.formal.bench import Bench
 from rtl_gen.prove import PROPERTIES, Property, select
+from tests.mutation import mutated_module
 
 CYCLES = 26
 """Every mutant fails within so many."""
@@ -209,12 +207,7 @@ CASES = [
 
 def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the mutant's functions and components in the place of the original's."""
-    original = importlib.import_module(mutant.module)
-    text = Path(str(original.__file__)).read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.old!r} occurs {text.count(mutant.old)} times in {mutant.module}"
-    module = types.ModuleType("mutant")
-    monkeypatch.setitem(sys.modules, "mutant", module)  # where dataclasses look for it
-    exec(compile(text.replace(mutant.old, mutant.new), f"<{mutant.what}>", "exec"), module.__dict__)
+    original, module = mutated_module(mutant.what, mutant.module, mutant.old, mutant.new, monkeypatch)
     users = [original, importlib.import_module("rtl_gen.lower")] if mutant.module == BOUNDS else [original]
     for name, value in vars(module).items():
         if getattr(value, "__module__", "") == "mutant" and not name.endswith("Spec"):

@@ -11,8 +11,8 @@ import torch
 from amaranth.hdl import Const, Module, ResetInserter
 
 from casc_hw import CascError, IntegerNet
+from casc_hw.data import load_images
 from rtl_gen.cycles import measure, predict
-from rtl_gen.data import load_images
 from rtl_gen.gates.core import Core, CoreSpec
 from rtl_gen.lower import Lanes, core_spec
 from sim.runner import run_bench
