@@ -33,7 +33,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "accuracy"
 PAGE = ROOT / "docs" / "accuracy.md"
 LEVELS = (32, 16, 8, 4, 2)
 BITS = (8, 6, 4, 3, 2)
-TUNE = {8: 0.1, 6: 0.1, 4: 0.3, 3: 0.5, 2: 1.0}
+TUNE = {8: 0.1, 6: 0.1, 4: 0.3, 3: 0.5, 2: 2.0}
 """Passes through the pool with rounded weights; each width starts from the one before."""
 MODES = ("integer ANN", "plain IF, no sleep", "CIF, no sleep", "CIF and sleep")
 
@@ -209,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[case.name for case in CASES], help="one network")
     parser.add_argument("--kept", action="store_true", help="only write the page from the figures kept")
+    parser.add_argument("--train", action="store_true", help="only train, and measure nothing")
     parser.add_argument("--validate", action="store_true", help="hold training images out in place of the test images; writes no page")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +217,12 @@ def main() -> None:
         work = ROOT / "build" / ("accuracy-validation" if options.validate else "accuracy")
         data = load(work, options.validate)
         for case in CASES:
-            if options.only in (None, case.name):
+            if options.only not in (None, case.name):
+                continue
+            if options.train:
+                for best, clipped, net in train(case, data, work):
+                    print(f"{net.name}: trained; float {best}, ClipQuan {clipped}", flush=True)
+            else:
                 measured = measure(case, data, work)
                 write((work if options.validate else RESULTS) / f"{case.name}.json", measured)
 

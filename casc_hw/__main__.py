@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,30 @@ def main(debug: bool) -> None:
 main.add_command(convert_command("python -m casc_hw"))
 
 
-@main.command()
-@click.option("--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt].")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Images: .npy, or .npz with 'images' and 'labels' [default: <net>_images.npz beside the network].",
-)
-@click.option("--images", "count", type=click.IntRange(1), help="Only the first so many.")
-@click.option("--levels", type=int, help="T: as many levels and wake steps, with the same weights [default: the network's].")
-@click.option("--margin", type=int, help="Wake steps before each sleep [default: the network's; T where --levels is given].")
-@click.option("--sleep", type=int, help="Most sleep steps in one sleep [default: the network's].")
-@click.option("--batch", type=click.IntRange(1), default=50, show_default=True, help="Images at a time; changes no result.")
-@click.option("--steps", is_flag=True, help="Also each layer's spikes, unevenness and operations, step by step.")
-@json_option
-def evaluate(
-    net_path: Path | None,
-    data: Path | None,
-    count: int | None,
-    levels: int | None,
-    margin: int | None,
-    sleep: int | None,
-    batch: int,
-    steps: bool,
-    as_json: bool,
-) -> None:
-    """Accuracy and cost of the integer ANN, plain integrate-and-fire neurons, CIF without sleep, and CIF with sleep.
+def _evaluating(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say what `_evaluated` is to evaluate."""
+    options = (
+        click.option("--net", "net_path", type=click.Path(path_type=Path), help="A converted network [default: examples/mnist_mlp.pt]."),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="Images: .npy, or .npz with 'images' and 'labels' [default: <net>_images.npz beside the network].",
+        ),
+        click.option("--images", "count", type=click.IntRange(1), help="Only the first so many."),
+        click.option("--levels", type=int, help="T: as many levels and wake steps, with the same weights [default: the network's]."),
+        click.option("--margin", type=int, help="Wake steps before each sleep [default: the network's; T where --levels is given]."),
+        click.option("--sleep", type=int, help="Most sleep steps in one sleep [default: the network's]."),
+        click.option("--batch", type=click.IntRange(1), default=50, show_default=True, help="Images at a time; changes no result."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
-    \b
-    Examples:
-      python -m casc_hw evaluate
-      python -m casc_hw evaluate --net examples/mnist_cnn_avg.pt --images 50 --steps
-      python -m casc_hw evaluate --net my.pt --data held_out.npz --levels 4 --json
-    """
+
+def _evaluated(
+    net_path: Path | None, data: Path | None, count: int | None, levels: int | None, margin: int | None, sleep: int | None, batch: int
+) -> tuple[Any, str]:
+    """The `Evaluation`, and in words where its images come from."""
     import torch
 
     from casc_hw.data import DEFAULT_NET, enough, load_images
@@ -81,11 +73,45 @@ def evaluate(
     if labels is not None and labels.dtype.kind not in "ui":
         raise CascError(f"{where}: its labels are of type {labels.dtype}, not classes; save integers")
     classes = None if labels is None else torch.from_numpy(labels[:count].astype("int64"))
-    done = evaluate_net(net, images[:count], classes, batch=batch)
+    return evaluate_net(net, images[:count], classes, batch=batch), where
+
+
+@main.command()
+@_evaluating
+@click.option("--steps", is_flag=True, help="Also each layer's spikes, unevenness and operations, step by step.")
+@json_option
+def evaluate(steps: bool, as_json: bool, **options: Any) -> None:
+    """Accuracy and cost of the integer ANN, plain integrate-and-fire neurons, CIF without sleep, and CIF with sleep.
+
+    \b
+    Examples:
+      python -m casc_hw evaluate
+      python -m casc_hw evaluate --net examples/mnist_cnn_avg.pt --images 50 --steps
+      python -m casc_hw evaluate --net my.pt --data held_out.npz --levels 4 --json
+    """
+    done, where = _evaluated(**options)
     if as_json:
         click.echo(json.dumps(done.as_json() | {"data": where, "energy": PROXY}))
         return
     _show(done, where, steps)
+
+
+@main.command()
+@_evaluating
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the pictures [default: build/<net>-plots].")
+def plot(out: Path | None, **options: Any) -> None:
+    """Draw accuracy over the steps of wake and sleep, how often neurons spike, and how unevenly each layer's current comes.
+
+    \b
+    Examples:
+      python -m casc_hw plot
+      python -m casc_hw plot --net examples/mnist_cnn_avg.pt --images 100 --out pictures
+    """
+    from casc_hw.plots import draw
+
+    done, where = _evaluated(**options)
+    paths = draw(done, out or Path("build") / f"{done.net.name}-plots")
+    click.echo(f"{done.images} images, {where}: wrote {', '.join(map(str, paths))}")
 
 
 def _show(done: Any, where: str, steps: bool) -> None:
