@@ -19,10 +19,10 @@ from examples._training import measure, save_images
 from examples.detection.decode import COCO_IOUS, decode, mean_average_precision
 from examples.detection.model import make
 from examples.detection.scenes import compose, digits
-from examples.detection.training import Composer, evaluate, train, tune
+from examples.detection.training import Composer, evaluate, maps_of, train, tune
 
 LEVELS, BITS, SIZE = 8, 4, 64
-EPOCHS, TUNE = 90, 8
+EPOCHS, TUNE = 70, 6
 TEST, KEPT = 300, 60
 """Test scenes; of these in the file of images."""
 
@@ -55,8 +55,7 @@ def run(arguments: list[str] | None = None) -> dict[str, object]:
     net = convert(tuned.model, name="digit_scenes", input_shape=(1, SIZE, SIZE), bits=BITS).net
 
     def score(_: Tensor, sums: Tensor) -> float:
-        maps = (sums.double() / (LEVELS * (net.readout.scale or 1.0))).reshape(-1, *net.shapes[net.readout.name])
-        return round(mean_average_precision(decode(maps, SIZE), test.truths), 4)
+        return round(mean_average_precision(decode(maps_of(net, sums), SIZE), test.truths), 4)
 
     results |= measure(net, test.images, "mAP@0.5", score)
     results["integer ANN, mAP@0.5:0.95"] = round(evaluate(net, test, iou=COCO_IOUS), 4)

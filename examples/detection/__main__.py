@@ -47,10 +47,10 @@ def run(options: argparse.Namespace) -> None:
 
     from casc_hw import SpikingNet, convert
     from examples.detection.coco import Coco
-    from examples.detection.decode import COCO_IOUS
+    from examples.detection.decode import COCO_IOUS, mean_average_precision
     from examples.detection.model import make
     from examples.detection.photos import Photos
-    from examples.detection.training import evaluate, train, tune
+    from examples.detection.training import detect, read_out, train, tune
     from examples.detection.voc import Voc
 
     read, splits = (Voc, ("trainval", "test")) if options.dataset == "voc" else (Coco, ("train2017", "val2017"))
@@ -66,12 +66,15 @@ def run(options: argparse.Namespace) -> None:
     name = f"detect_{options.dataset}"
     net = convert(tuned.model, name=name, input_shape=shape, bits=options.bits).net
     results: dict[str, object] = {}
-    for what, of in (("float", model), ("rounded", tuned), ("integer ANN", net), ("SNN", SpikingNet(net))):
+    for what, of in (("float", model), ("rounded", tuned), ("integer ANN", net)):
+        seen = detect(of, test())
         for unit, threshold in (("mAP@0.5", 0.5), ("mAP@0.5:0.95", COCO_IOUS)):
-            results[f"{what}, {unit}"] = round(evaluate(of, test(), iou=threshold), 4)
+            results[f"{what}, {unit}"] = round(mean_average_precision(*seen, threshold), 4)
+    images = next(test()).images
+    results[f"SNN = integer ANN on {len(images)} test images"] = torch.equal(read_out(SpikingNet(net), images), read_out(net, images))
     print(f"{name}: {len(data)} training images, {len(held)} test images")
     for key, value in results.items():
-        print(f"  {key:28} {value}")
+        print(f"  {key:36} {value}")
     out = options.out or Path("build") / f"{name}.pt"
     out.parent.mkdir(parents=True, exist_ok=True)
     recipe = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}

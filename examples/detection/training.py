@@ -115,23 +115,30 @@ def tune(
     return tuned
 
 
+def maps_of(net: IntegerNet, sums: Tensor) -> Tensor:
+    """The read-out's integers (N, outputs) as maps of logits, float64 (N, 5 + classes, G, G)."""
+    return (sums.double() / (net.levels * (net.readout.scale or 1.0))).reshape(-1, *net.shapes[net.readout.name])
+
+
 @torch.no_grad()
 def read_out(net: IntegerNet | nn.Module, images: Tensor) -> Tensor:
     """The maps (N, 5 + classes, G, G) of uint8 ``images``: of a model in floats, of the integer ANN, or of a SpikingNet."""
     if isinstance(net, IntegerNet):
-        sums = quantised_ann(net, images).sums.double() / (net.levels * (net.readout.scale or 1.0))
-        return sums.reshape(len(images), *net.shapes[net.readout.name])
+        return maps_of(net, quantised_ann(net, images).sums)
     maps: Tensor = net(images if isinstance(net, SpikingNet) else images / 255)
     return maps
 
 
-def evaluate(
-    net: IntegerNet | nn.Module, scenes: Scenes | Iterable[Scenes], *, iou: float | Sequence[float] = 0.5, batch: int = 50
-) -> float:
-    """Mean average precision of ``net`` (see `read_out`) on ``scenes``, or on batches of them."""
+def detect(net: IntegerNet | nn.Module, scenes: Iterable[Scenes]) -> tuple[list[Detections], list[Truth]]:
+    """What ``net`` (see `read_out`) finds in batches of ``scenes``, and what there is."""
     found: list[Detections] = []
     truths: list[Truth] = []
-    for part in scenes.batches(batch) if isinstance(scenes, Scenes) else scenes:
+    for part in scenes:
         found += decode(read_out(net, part.images), part.images.shape[-1])
         truths += part.truths
-    return mean_average_precision(found, truths, iou)
+    return found, truths
+
+
+def evaluate(net: IntegerNet | nn.Module, scenes: Scenes, *, iou: float | Sequence[float] = 0.5, batch: int = 50) -> float:
+    """Mean average precision of ``net`` (see `read_out`) on ``scenes``."""
+    return mean_average_precision(*detect(net, scenes.batches(batch)), iou)
