@@ -15,6 +15,22 @@ from casc_hw.spiking import Activity, SpikingNet, Statistics
 
 
 @dataclass(frozen=True)
+class OverSteps:
+    """What the read-out would have answered after a step, over all images; an image at rest keeps its last class.
+
+    Attributes
+    ----------
+    t, asleep: wake steps so far, and sleep steps since.
+    accuracy, agreement: as of a `Mode`.
+    """
+
+    t: int
+    asleep: int
+    accuracy: float | None
+    agreement: float
+
+
+@dataclass(frozen=True)
 class Mode:
     """One way to run the network, over all images.
 
@@ -27,6 +43,8 @@ class Mode:
     spikes, negative: per image, mean; negative ones are among the spikes.
     products, accumulates: synaptic operations per image, mean (`Statistics`; of the ANN products only, its zeros included).
     energy_pj: per image, a proxy (`Statistics`).
+    histogram: by spiking layer, over all neurons and images: how many counts at the end are 0, 1, ..., T.
+    over_steps: step by step; of the ANN none.
     """
 
     name: str
@@ -38,6 +56,8 @@ class Mode:
     products: float
     accumulates: float
     energy_pj: float
+    histogram: dict[str, tuple[int, ...]]
+    over_steps: tuple[OverSteps, ...]
 
 
 @dataclass(frozen=True)
@@ -81,14 +101,28 @@ def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, b
     parts = [images[low : low + batch] for low in range(0, len(images), batch)]
     wanted = [quantised_ann(net, part) for part in parts]
 
+    right = torch.cat([answer.classes for answer in wanted])
+
+    def share(classes: Tensor, of: Tensor) -> float:
+        return (classes == of).double().mean().item()
+
     def mode(name: str, got: list[Answer], seen: Statistics, ann: bool = False) -> Mode:
-        classes, right = (torch.cat([answer.classes for answer in of]) for of in (got, wanted))
-        same = [(a == b).flatten() for one, two in zip(got, wanted, strict=True) for a, b in zip(one.counts, two.counts, strict=True)]
+        classes = torch.cat([answer.classes for answer in got])
+        pairs = [(a, b) for one, two in zip(got, wanted, strict=True) for a, b in zip(one.counts, two.counts, strict=True)]
+        equal = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
         cost = (0.0, 0.0, float(seen.macs), 0.0, seen.ann_energy_pj)
         if not ann:
             cost = (seen.spikes, seen.negative, seen.products, seen.accumulates, seen.energy_pj)
-        accuracy = None if labels is None else (classes == labels).double().mean().item()
-        return Mode(name, accuracy, (classes == right).double().mean().item(), torch.cat(same).double().mean().item(), *cost)
+        histogram = {
+            layer.name: tuple(torch.bincount(torch.cat(counts).flatten(), minlength=net.levels + 1).tolist())
+            for layer, *counts in zip(net.spiking, *(answer.counts for answer in got), strict=True)
+        }
+        over_steps = tuple(
+            OverSteps(t, asleep, None if labels is None else share(then, labels), share(then, right))
+            for (t, asleep), then in zip(seen.steps, seen.classes, strict=True)
+        )
+        accuracy = None if labels is None else share(classes, labels)
+        return Mode(name, accuracy, share(classes, right), equal, *cost, histogram, over_steps)
 
     modes = [mode("integer ANN", wanted, Statistics(net), ann=True)]
     runs = {"plain IF, no sleep": SpikingNet.plain(net), "CIF, no sleep": SpikingNet(net, sleep=0), "CIF and sleep": SpikingNet(net)}

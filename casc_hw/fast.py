@@ -43,9 +43,6 @@ class Watcher(Protocol):
     def stepped(self, t: int, asleep: int, active: Tensor, sums: Tensor) -> None:
         """After a step (see `casc_hw.Step`); ``sums``: the read-out's so far, (batch, C, H, W)."""
 
-    def end(self, counts: Mapping[str, Tensor]) -> None:
-        """By node, (batch, C, H, W)."""
-
 
 def exact_dtype(net: IntegerNet) -> torch.dtype:
     """float32 where no sum of ``net``, partial ones included, reaches 2**24, so that it is an exact integer; else float64.
@@ -121,7 +118,7 @@ class Run:
         image = _map(net, IMAGE, pixels)
         none = torch.empty(0, dtype=torch.int64, device=bias.device)
         self.n = {IMAGE: image.to(bias.dtype).contiguous(memory_format=torch.channels_last)}
-        self.input_current = self._current(net.layers[0], None, bias)
+        self.input_current = self._current(net.layers[0], None, bias).contiguous(memory_format=torch.channels_last)
         for node in net.nodes:
             zeros = bias.new_zeros(len(pixels), *net.shapes[node.name])
             self.n[node.name] = zeros.contiguous(memory_format=torch.channels_last)
@@ -153,8 +150,6 @@ class Run:
                 active = active & spiked
             if active.any() and self.net.sleep is None:
                 raise AssertionError(f"an image still spikes after {limit} sleep steps, beyond the proved bound")
-        for watcher in self.watchers:
-            watcher.end(self.n)
         return sleep_steps, ~active
 
     def step(self, wake: bool, active: Tensor) -> Tensor:

@@ -259,14 +259,11 @@ class Statistics:
     ----------
     images: images seen.
     macs: multiply-accumulates that the ANN makes of an image, zeros included, padding not.
-    histogram: by spiking layer, int64 (T + 1,): over all neurons and images, how many ended with a count of 0, 1, ..., T; over T it is a
-        firing rate.
     """
 
     def __init__(self, net: IntegerNet):
         self.net = net
         self.images = 0
-        self.histogram = {layer.name: torch.zeros(net.levels + 1, dtype=torch.int64) for layer in net.spiking}
         self._index = {layer.name: index for index, layer in enumerate(net.layers)}
         self._ways: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         """By source, the layers it reaches, and from each place how many of their neurons."""
@@ -293,7 +290,7 @@ class Statistics:
     def emitted(self, name: str, change: Tensor) -> None:
         size = change.abs().sum(0, dtype=torch.float64)
         self._operate(name, size)
-        if name in self.histogram:
+        if name in self._index:
             spikes = int(size.sum())
             self._rows[self._index[name], 1] += spikes
             self._rows[self._index[name], 2] += (spikes - int(change.sum(dtype=torch.float64))) // 2
@@ -308,10 +305,6 @@ class Statistics:
         self._totals[key] = self._totals.get(key, 0) + self._rows
         self._rows = torch.zeros_like(self._rows)
         self._classes[key].append((self._first, _answer(self.net, (), sums.cpu()).classes))
-
-    def end(self, counts: Mapping[str, Tensor]) -> None:
-        for name, seen in self.histogram.items():
-            seen += torch.bincount(counts[name].flatten().long(), minlength=len(seen)).cpu()
 
     @property
     def steps(self) -> list[tuple[int, int]]:
