@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from casc_hw.qat import clip_quant
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
     from casc_hw.spiking import Activity, SpikingNet, Statistics, Step
+    from casc_hw.training import Epoch, Tuned, finetune, fit
     from casc_hw.vectors import save_vectors
 
 _HOME = {
@@ -32,6 +33,7 @@ _HOME = {
     "qat": ("clip_quant",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
     "spiking": ("Activity", "SpikingNet", "Statistics", "Step"),
+    "training": ("Epoch", "Tuned", "finetune", "fit"),
     "vectors": ("save_vectors",),
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "CascError",
     "ClipQuan",
     "Conversion",
+    "Epoch",
     "IntegerNet",
     "Interval",
     "Layer",
@@ -52,10 +55,13 @@ __all__ = [
     "Step",
     "Synapses",
     "Trace",
+    "Tuned",
     "bounds",
     "clip_quant",
     "convert",
     "events_of",
+    "finetune",
+    "fit",
     "from_nir",
     "output_shape",
     "quantised_ann",

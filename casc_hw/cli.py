@@ -52,6 +52,14 @@ def numbers(option: str, text: str, separator: str, kind: type) -> list[Any]:
         raise click.UsageError(f"--{option}: {text!r} is not numbers separated by {separator!r}") from None
 
 
+def widths(bits: str) -> int | dict[str, int]:
+    """Of ``--bits``: one number, or MODULE=N,MODULE=N."""
+    if "=" in bits:
+        return dict(pairs("bits", bits.split(",")))
+    width: int = numbers("bits", bits, ",", int)[0]
+    return width
+
+
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     click.echo(title)
@@ -106,14 +114,13 @@ def _convert(
     size = tuple(numbers("shape", shape, "x", int))
     model = load_model(factory, weights)
     calibration = None if calibrate is None else load_calibration(calibrate, size, input_max)
-    widths: Any = numbers("bits", bits, ",", int)[0] if "=" not in bits else dict(pairs("bits", bits.split(",")))
     means, stds = numbers("mean", mean, ",", float), numbers("std", std, ",", float)
     done = convert_model(
         model,
         input_shape=size,
         input_max=input_max,
         name=name or out.stem,
-        bits=widths,
+        bits=widths(bits),
         mean=means if len(means) > 1 else means[0],
         std=stds if len(stds) > 1 else stds[0],
         levels=levels,
@@ -128,7 +135,9 @@ def _convert(
         click.echo(json.dumps(told | {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}))
         return
     rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
-    rows += [(f"{layer}: activation scale", f"{scale:g}") for layer, scale in done.scales.items() if scale != 1]
+    for layer, scale in done.scales.items():
+        span = f"{min(scale):g} to {max(scale):g}, by channel" if isinstance(scale, list) else f"{scale:g}"
+        rows += [(f"{layer}: activation scale", span)] * (scale != 1)
     if done.agreement is not None:
         rows.append(("same class as the float network", f"{done.agreement:.2%} of the calibration images"))
     table(f"{out}: T = {done.net.levels}, digest {done.net.digest[:16]}", rows)

@@ -55,14 +55,15 @@ class Conversion:
     net: the integer network.
     weight_error: per layer, the root mean square of (integer weight in float units - weight), over that of the weights; of the
         worst of its synapses.
-    scales: per spiking layer, what its activation was divided by (1 for ClipQuan; the percentile for ReLU).
+    scales: per spiking layer, what its activation was divided by (1 for ClipQuan without a scale; the percentile for ReLU); a list
+        where its channels differ.
     agreement: share of calibration images on which the integer network names the same class as the float network; None
         without calibration.
     """
 
     net: IntegerNet
     weight_error: dict[str, float]
-    scales: dict[str, float]
+    scales: dict[str, float | list[float]]
     agreement: float | None
 
 
@@ -392,7 +393,9 @@ class _Walk:
         """Whether a layer that is whole already stays as it is."""
         self.nodes: list[Layer | Pool] = []
         self.errors: dict[str, float] = {}
-        self.scales: dict[str, float] = {}
+        self.scales: dict[str, float | list[float]] = {}
+        self.ones: dict[str, Tensor] = {}
+        """Per spiking layer, what its T spikes stand for, float64 (C, 1, 1)."""
 
     def measure(self, images: Tensor) -> None:
         """Run the float network on ``images`` along with the walk."""
@@ -849,7 +852,8 @@ class _Walk:
     # Layers
 
     def _clip(self, input: Any, *, module: ClipQuan) -> _Value:
-        return self._activated(input, 1.0, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
+        scale = None if module.scale is None else _finite(self.where, "scale", module.scale)
+        return self._activated(input, scale, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
 
     def _relu(self, input: Any, inplace: bool = False) -> _Value:
         return self._activated(input, self._scale("ReLU", float("inf")), half=True)
@@ -870,23 +874,41 @@ class _Walk:
         self.run.env[self.node] = x.clamp(max=scale)
         return scale
 
-    def _activated(self, value: Any, scale: float, half: bool = False, threshold: Tensor | None = None) -> _Value:
-        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale``; ``threshold`` is of `IntegrateAndFire`."""
+    def _activated(self, value: Any, scale: float | Tensor | None, half: bool = False, threshold: Tensor | None = None) -> _Value:
+        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale`` (None: 1), one number or one per channel.
+
+        ``threshold`` is of `IntegrateAndFire`.
+        """
         value = self._tensor(value)
         pieces = []
-        for piece, theta in zip(value.pieces, self._thresholds(value, threshold), strict=True):
+        one = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float64)
+        for piece, theta, weight in zip(value.pieces, self._thresholds(value, threshold), self._per_channel(value, one), strict=True):
+            if scale is not None:
+                piece = piece.scaled(1 / weight)
             if half:
-                piece = piece.scaled(torch.full((1, 1, 1), 1 / scale, dtype=torch.float64).expand(piece.shape[0], 1, 1))
                 # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
                 piece = replace(piece, bias=piece.bias + 0.5 / (self.levels or 1))
             name = self._layer(piece, readout=False, threshold=theta)
-            self.scales[name] = scale
-            weight = torch.full((piece.shape[0], 1, 1), scale, dtype=torch.float64)
+            self.ones[name] = weight
+            self.scales[name] = float(weight[0]) if (weight == weight[0]).all() else weight.flatten().tolist()
             made = _Piece((_Term(name, weight),), torch.zeros_like(weight), piece.shape)
             for window in value.waiting:
                 made = self._pooled_max(made, window)
             pieces.append(made)
         return _Value(tuple(pieces), value.dims)
+
+    def _per_channel(self, value: _Value, scale: Tensor) -> list[Tensor]:
+        """``scale``, () or (channels,), as (C, 1, 1) for every piece of ``value``."""
+        count, flat = value.dims[0], len(value.dims) == 1
+        if scale.numel() not in (1, count):
+            self._refuse(f"has scales for {scale.numel()} channels, but {count} arrive; fix the sizes")
+        parts = torch.split(scale.reshape(-1).expand(count), [prod(piece.shape) if flat else piece.shape[0] for piece in value.pieces])
+        shaped = [
+            _uniform(part.reshape(piece.shape if flat else (-1, 1, 1))) for part, piece in zip(parts, value.pieces, strict=True)
+        ]
+        if any(part.shape[1:] != (1, 1) for part in shaped):
+            self._refuse("its scale differs within a channel, whose neurons share one; put it before Flatten, or use a single one")
+        return shaped
 
     def _thresholds(self, value: _Value, threshold: Tensor | None) -> list[Tensor | None]:
         """(C, 1, 1) for every piece of ``value``."""

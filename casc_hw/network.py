@@ -298,19 +298,7 @@ class IntegerNet:
             "nodes": [_encode(node) for node in self.nodes],
             "meta": self.meta,
         }
-        path = Path(path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-                try:
-                    torch.save(content, file)
-                    file.close()
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            raise CascError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+        save_whole(content, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerNet:
@@ -345,6 +333,22 @@ class IntegerNet:
             return _decode(content)
         except CascError as error:
             raise CascError(f"{path}: {error}") from None
+
+
+def save_whole(content: object, path: Path) -> None:
+    """``torch.save`` to ``path``, whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                torch.save(content, file)
+                file.close()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise CascError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
 
 
 def _encode(node: Node) -> dict[str, Any]:
