@@ -66,7 +66,8 @@ def unevenness(done: Evaluation, axes: Axes) -> None:
     steps = _shade(axes, sorted({(row.t, row.asleep) for row in done.activity}))
     for layer in done.net.spiking:
         rows = [row for row in done.activity if row.layer == layer.name]
-        axes.plot([steps.index((row.t, row.asleep)) for row in rows], [100 * row.unevenness for row in rows], "o-", label=layer.name, markersize=3)
+        places = [steps.index((row.t, row.asleep)) for row in rows]
+        axes.plot(places, [100 * row.unevenness for row in rows], "o-", label=layer.name, markersize=3)
     axes.set_ylabel("uneven neurons, %")
     axes.legend(fontsize=8)
 
