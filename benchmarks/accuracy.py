@@ -228,7 +228,10 @@ def measure(task: Task, work: Path) -> dict[str, Any]:
             fields = ("name", "accuracy", "agreement", "equal", "spikes", "negative", "products", "accumulates")
             modes = [{of: mode[of] for of in fields} for mode in done["modes"]]
             write(path, {"modes": modes, "sleep_steps": done["sleep_steps"]})
-        cell = {"levels": int(levels), "bits": int(bits), "clipquan": clipped, "digest": net.digest, **json.loads(path.read_text())}
+        done = json.loads(path.read_text())
+        if done["modes"][-1]["equal"] != 1 or done["modes"][-1]["accuracy"] != done["modes"][0]["accuracy"]:
+            raise AssertionError(f"{net.name}: after sleep, {done['modes'][-1]['equal']:.6%} of the counts are the integer ANN's")
+        cell = {"levels": int(levels), "bits": int(bits), "clipquan": clipped, "digest": net.digest, **done}
         cells.append(cell)
         shown = ", ".join(f"{mode['name']} {mode['accuracy']:.2%}" for mode in cell["modes"])
         print(f"{net.name}: float {best}, ClipQuan {clipped}, {shown}; {time.monotonic() - started:.0f} s", flush=True)
@@ -256,8 +259,19 @@ def page(measured: list[dict[str, Any]]) -> str:
 
 HEAD = """# Accuracy over T and weight bits
 
-Printed by `python -m benchmarks.accuracy`, which trains everything again (hours on one core); `--kept` writes this page from the figures in
-`benchmarks/results/accuracy/`.
+Printed by `python -m benchmarks.accuracy`, which trains everything again (hours on one core); `--kept` writes this page from the figures
+in `benchmarks/results/accuracy/`.
+
+- *ClipQuan*: the network with ClipQuan of T levels, weights in floats. *integer ANN*: converted, after training on with the rounding of
+  the chip. The other columns run that network in spikes: *plain IF* with integrate-and-fire neurons, T steps, no spike taken back, no
+  sleep; *CIF, no sleep* with the consistent neuron, T steps; *CIF and sleep* until silence. Percent of the images held out.
+- **CIF and sleep equals the integer ANN on every neuron of every image, in every row**; the command fails where one differs.
+- *sleep steps*: median / 99th percentile / most. *spikes*, *products* (in the first layer, of pixels that are not zero), *accumulates*
+  (one for each synapse that a spike reaches): of CIF and sleep, per image, mean.
+- For each T training starts from the network of the T above it, for each width of the weights from the width above it. One run, one
+  seed; nothing was chosen by these images. 1,000 images tell accuracies apart to about half a percent.
+- The MNIST networks are those of `examples/`, taught by two small CNNs, at a price on activity. The float network with ReLU has no such
+  price and is no upper bound.
 """
 
 
