@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from casc_hw.errors import CascError
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
-    from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
+    from casc_hw.network import IMAGE, FloatNet, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
     from casc_hw.nir_graph import from_nir, to_nir
     from casc_hw.qat import clip_quant
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
@@ -28,7 +28,7 @@ _HOME = {
     "conversion": ("Conversion", "convert"),
     "errors": ("CascError",),
     "fixed": ("Interval",),
-    "network": ("IMAGE", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
+    "network": ("IMAGE", "FloatNet", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
     "nir_graph": ("from_nir", "to_nir"),
     "qat": ("clip_quant",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
@@ -45,6 +45,7 @@ __all__ = [
     "ClipQuan",
     "Conversion",
     "Epoch",
+    "FloatNet",
     "IntegerNet",
     "Interval",
     "Layer",

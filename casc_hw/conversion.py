@@ -26,7 +26,20 @@ from torch import Tensor, fx, nn
 
 from casc_hw.clipquan import ClipQuan, IntegrateAndFire
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, MAX_SUM, SHORTCUT_BITS, WEIGHT_BITS, IntegerNet, Layer, MapShape, Pool, Synapses, to_wire
+from casc_hw.network import (
+    IMAGE,
+    MAX_LEVELS,
+    MAX_SUM,
+    SHORTCUT_BITS,
+    WEIGHT_BITS,
+    FloatNet,
+    IntegerNet,
+    Layer,
+    MapShape,
+    Pool,
+    Synapses,
+    to_wire,
+)
 from casc_hw.reference import quantised_ann
 
 MAX_THRESHOLD = 1 << 24
@@ -55,6 +68,7 @@ class Conversion:
     Attributes
     ----------
     net: the integer network.
+    unrounded: the same before its rounding, for `casc_hw.SpikingNet`.
     weight_error: per layer, the root mean square of (integer weight in float units - weight), over that of the weights; of the
         worst of its synapses.
     scales: per spiking layer, what its activation was divided by (1 for ClipQuan without a scale; the percentile for ReLU); a list
@@ -64,6 +78,7 @@ class Conversion:
     """
 
     net: IntegerNet
+    unrounded: FloatNet
     weight_error: dict[str, float]
     scales: dict[str, float | list[float]]
     agreement: float | None
@@ -138,6 +153,9 @@ def convert(
         net = IntegerNet(
             name, steps, steps if margin is None else margin, sleep, input_shape, input_max, tuple(walk.nodes), dict(meta or {})
         )
+        unrounded = FloatNet(
+            name, steps, net.margin, sleep, input_shape, input_max, tuple(walk.unrounded.get(node.name, node) for node in walk.nodes)
+        )
         agreement = None
         if calibration is not None:
             same = [
@@ -145,7 +163,7 @@ def convert(
                 for images in (calibration[low : low + 64] for low in range(0, len(calibration), 64))
             ]
             agreement = float(torch.cat(same).double().mean())
-    return Conversion(net, walk.errors, walk.scales, agreement)
+    return Conversion(net, unrounded, walk.errors, walk.scales, agreement)
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------
@@ -410,6 +428,7 @@ class _Walk:
         self.whole = False
         """Whether a layer that is whole already stays as it is."""
         self.nodes: list[Layer | Pool] = []
+        self.unrounded: dict[str, Layer] = {}
         self.errors: dict[str, float] = {}
         self.scales: dict[str, float | list[float]] = {}
         self.ones: dict[str, Tensor] = {}
@@ -1017,9 +1036,7 @@ class _Walk:
         if scale.numel() not in (1, count):
             self._refuse(f"has scales for {scale.numel()} channels, but {count} arrive; fix the sizes")
         parts = torch.split(scale.reshape(-1).expand(count), [prod(piece.shape) if flat else piece.shape[0] for piece in value.pieces])
-        shaped = [
-            _uniform(part.reshape(piece.shape if flat else (-1, 1, 1))) for part, piece in zip(parts, value.pieces, strict=True)
-        ]
+        shaped = [_uniform(part.reshape(piece.shape if flat else (-1, 1, 1))) for part, piece in zip(parts, value.pieces, strict=True)]
         if any(part.shape[1:] != (1, 1) for part in shaped):
             self._refuse("its scale differs within a channel, whose neurons share one; put it before Flatten, or use a single one")
         return shaped
@@ -1078,15 +1095,17 @@ class _Walk:
         rounded = _as_it_is(*parts(piece), bits, units, threshold) if self.whole else None
         weights, bias = parts(piece if threshold is None else piece.scaled(1 / threshold))
         rounded = rounded or round_layer(name, weights, bias, bits, units, readout=readout)
-        synapses, errors = [], []
+        synapses, errors, floats = [], [], []
         for term, weight, width, unit, integers in zip(piece.terms, weights, bits, units, rounded.weights, strict=True):
             one = rounded.one.reshape(-1, *[1] * (weight.ndim - 1))
             errors.append(float((integers * unit / one - weight).norm() / weight.norm().clamp(min=1e-30)))
             width = int(integers.abs().max()).bit_length() + 1 if width is None else width
             groups = term.groups if term.module else piece.shape[0]
             synapses.append(Synapses(term.source, term.reaching(integers), width, term.stride, term.padding, groups))
+            floats.append(replace(synapses[-1], weight=term.reaching(weight / unit)))
         self.errors[name] = max(errors)
         self.nodes.append(Layer(name, tuple(synapses), rounded.bias, rounded.threshold, rounded.scale))
+        self.unrounded[name] = Layer(name, tuple(floats), bias, None if readout else torch.ones_like(bias), 1.0 if readout else None)
         depth = 1 + max(self.maps[source].depth for source in sources)
         self.maps[name] = _Map(piece.shape, 1, depth, False, self.where)
         return name

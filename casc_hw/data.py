@@ -15,7 +15,7 @@ from casc_hw.errors import CascError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from casc_hw.network import IntegerNet
+    from casc_hw.network import Network
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DEFAULT_NET = EXAMPLES / "mnist_mlp.pt"
@@ -43,7 +43,7 @@ def enough(images: Tensor, count: int | None, where: str) -> None:
         raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
 
 
-def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
+def load_images(net: Network, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
     """Images for ``net``: int64 (N, *shape), their labels or None, and in words where they come from.
 
     From ``path`` (``.npy``, or ``.npz`` with ``images`` and perhaps ``labels``), else ``<net>_images.npz`` beside the network,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from casc_hw.errors import CascError
-from casc_hw.network import IntegerNet
+from casc_hw.network import IntegerNet, Network
 from casc_hw.reference import Answer, quantised_ann
 from casc_hw.spiking import Activity, SpikingNet, Statistics
 
@@ -73,7 +73,7 @@ class Evaluation:
     activity: of the last mode, per layer and step.
     """
 
-    net: IntegerNet
+    net: Network
     images: int
     modes: tuple[Mode, ...]
     sleep_steps: dict[str, int]
@@ -81,12 +81,12 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        net = {of: getattr(self.net, of) for of in ("name", "digest", "levels", "margin", "sleep")}
+        net = {of: getattr(self.net, of, None) for of in ("name", "digest", "levels", "margin", "sleep")}
         told = {"images": self.images, "modes": list(map(asdict, self.modes)), "sleep_steps": self.sleep_steps}
         return {"net": net, **told, "activity": list(map(asdict, self.activity))}
 
 
-def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, batch: int = 50) -> Evaluation:
+def evaluate(net: Network, images: Tensor, labels: Tensor | None = None, *, batch: int = 50) -> Evaluation:
     """Run ``net`` in all four ways, ``batch`` images at a time.
 
     ``images``: integer pixels (N, *net.input_shape), N at least 1; ``labels``: integers (N,). CascError if they do not fit.
@@ -99,7 +99,8 @@ def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, b
     if not isinstance(batch, int) or batch < 1:
         raise CascError(f"batch: {batch!r} is not a positive integer; 50 is the default")
     parts = [images[low : low + batch] for low in range(0, len(images), batch)]
-    wanted = [quantised_ann(net, part) for part in parts]
+    snn = SpikingNet(net)
+    wanted = [quantised_ann(net, part) if isinstance(net, IntegerNet) else snn.ann(part) for part in parts]
 
     right = torch.cat([answer.classes for answer in wanted])
 
@@ -124,8 +125,8 @@ def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, b
         accuracy = None if labels is None else share(classes, labels)
         return Mode(name, accuracy, share(classes, right), equal, *cost, histogram, over_steps)
 
-    modes = [mode("integer ANN", wanted, Statistics(net), ann=True)]
-    runs = {"plain IF, no sleep": SpikingNet.plain(net), "CIF, no sleep": SpikingNet(net, sleep=0), "CIF and sleep": SpikingNet(net)}
+    modes = [mode("integer ANN" if isinstance(net, IntegerNet) else "ANN", wanted, Statistics(net), ann=True)]
+    runs = {"plain IF, no sleep": SpikingNet.plain(net), "CIF, no sleep": SpikingNet(net, sleep=0), "CIF and sleep": snn}
     for name, snn in runs.items():
         with snn.statistics() as seen:
             traces = [snn.run(part) for part in parts]

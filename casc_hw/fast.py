@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from casc_hw.network import IMAGE, IntegerNet, Layer, Pool
+from casc_hw.network import IMAGE, IntegerNet, Layer, Network, Pool
 from casc_hw.reference import _map, _per_channel, sleep_bound
 
 Rows = Tensor | None
@@ -99,7 +99,7 @@ class Run:
 
     def __init__(
         self,
-        net: IntegerNet,
+        net: Network,
         weights: Mapping[str, Sequence[Tensor]],
         biases: Mapping[str, Tensor],
         thresholds: Mapping[str, Tensor],

@@ -2,6 +2,7 @@
 
     snn = SpikingNet(net)                        # the published network, as `casc_hw.simulate` runs it
     plain = SpikingNet.plain(net)                # integrate-and-fire neurons without sleep, for comparison
+    unrounded = SpikingNet(conversion.unrounded) # the same before the weights were rounded, in float64
     with snn.statistics() as seen:
         logits = snn(images)
     print(seen.spikes, seen.accumulates, seen.energy_pj, seen.ann_energy_pj)
@@ -24,13 +25,16 @@ from torch.utils.hooks import RemovableHandle
 
 from casc_hw.errors import CascError
 from casc_hw.fast import Rows, Run, exact_dtype, exact_products, exact_sums
-from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Synapses, reached
-from casc_hw.reference import Trace, _answer, _map
+from casc_hw.network import IMAGE, MAX_LEVELS, FloatNet, IntegerNet, Network, Synapses, reached
+from casc_hw.reference import Answer, Trace, _answer, _map
 
 MAC_PJ = 4.6
 """Energy of a 32-bit float multiply-accumulate in 45 nm, pJ (Horowitz, "Computing's energy problem", ISSCC 2014)."""
 AC_PJ = 0.9
 """Of an accumulate, likewise."""
+GUARD = 2.0**-24
+"""In thresholds, how much of one a `FloatNet`'s sum may lack: half of float32's spacing below 1, which is more than the rounding of float64
+sums and less than the float32 of a model can tell."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Step:
     active: bool (batch,): whether the step belongs to the image's own schedule (see `Trace`).
     events: by node, int64 (batch, C, H, W): what it emitted; of `IMAGE`, in wake steps, the pixels. The read-out's are zeros.
     counts, potentials: by spiking layer, likewise: n and v after the step.
-    sums: the read-out's so far, likewise.
+    sums: the read-out's so far, likewise. Of a `FloatNet`, these and potentials are float64.
     """
 
     wake: bool
@@ -65,6 +69,9 @@ class SpikingNet(nn.Module):
     parameters: its weights are ``net``'s, kept as buffers of floats that hold every sum exactly (`casc_hw.fast.exact_dtype`). It runs
     where ``.to(device)`` put them, on a GPU always in float64; not tried on a GPU. On a CPU core, 25 to 100 images at a time are fastest.
 
+    Of a `FloatNet` sums and potentials are float64, and with sleep until silence its counts are T times the activations of the model with
+    ClipQuan, but for sums that are within floats' rounding of a threshold (`GUARD`).
+
     Parameters
     ----------
     levels: T, wake steps and the highest count; other than the network's, it is the network of as many levels with the same weights.
@@ -80,7 +87,7 @@ class SpikingNet(nn.Module):
 
     def __init__(
         self,
-        net: IntegerNet,
+        net: Network,
         *,
         levels: int | None = None,
         margin: int | None = None,
@@ -89,18 +96,20 @@ class SpikingNet(nn.Module):
         gamma: int = 1,
     ):
         super().__init__()
-        if not isinstance(net, IntegerNet):
+        if not isinstance(net, (IntegerNet, FloatNet)):
             raise CascError(f"net: is a {type(net).__name__}, not an IntegerNet; give the `net` of what casc_hw.convert returns")
         if not isinstance(gamma, int) or isinstance(gamma, bool) or not 1 <= gamma <= MAX_LEVELS:
             raise CascError(f"gamma: {gamma!r} is not an integer from 1 to {MAX_LEVELS}; the published neuron has 1")
         steps = net.levels if levels is None else levels
         if margin is None:
             margin = net.margin if levels is None else steps
-        self.net = replace(net, levels=steps, margin=margin, sleep=net.sleep if isinstance(sleep, EllipsisType) else sleep)
+        self.net: IntegerNet | FloatNet = replace(
+            net, levels=steps, margin=margin, sleep=net.sleep if isinstance(sleep, EllipsisType) else sleep
+        )
         self.negative, self.gamma = negative, gamma
         self._step_hooks: OrderedDict[int, Callable[[Step], None]] = OrderedDict()
         self._watchers: OrderedDict[int, Statistics] = OrderedDict()
-        self._dtype = exact_dtype(self.net)
+        self._dtype = exact_dtype(self.net) if isinstance(self.net, IntegerNet) else torch.float64
         for index, layer in enumerate(self.net.layers):
             for place, synapses in enumerate(layer.synapses):
                 self._hold(f"weight{index}_{place}", synapses.weight)
@@ -109,7 +118,7 @@ class SpikingNet(nn.Module):
                 self._hold(f"threshold{index}", layer.threshold)
 
     @classmethod
-    def plain(cls, net: IntegerNet, *, levels: int | None = None) -> SpikingNet:
+    def plain(cls, net: Network, *, levels: int | None = None) -> SpikingNet:
         """Integrate-and-fire neurons that subtract the threshold, T steps, no sleep: CIF without negative spikes.
 
         At one spike a step no count exceeds the steps so far, so that CIF's upper bound never acts.
@@ -142,7 +151,7 @@ class SpikingNet(nn.Module):
                 if record:
                     spikes[index].append(run.changes[layer.name].flatten(1).to(short))
                 if potentials:
-                    kept[index].append(run.potential(layer.name).flatten(1).long())
+                    kept[index].append(self._sum(run.potential(layer.name).flatten(1)))
             if hooks:
                 seen = self._step(run, wake, active)
                 for hook in hooks:
@@ -150,12 +159,11 @@ class SpikingNet(nn.Module):
 
         with exact_sums(self.device):
             pixels = net.check_images(images.to(self.device))
-            run = self._run(pixels, detail=record or potentials or bool(hooks))
+            run = self._run(pixels, self.gamma, record or potentials or bool(hooks), tuple(self._watchers.values()))
             sleep_steps, settled = run.run(after)
-            counts = tuple(run.n[layer.name].long().flatten(1).cpu() for layer in layers)
-            answer = _answer(net, counts, run.sums().long().cpu())
+            answer = self._answer(run)
         return Trace(
-            wake=torch.tensor(wakes),
+            wake=torch.tensor(wakes, device="cpu"),
             active=torch.stack(actives).cpu(),
             spikes=tuple(torch.stack(of).cpu() for of in spikes if record),
             potentials=tuple(torch.stack(of).cpu() for of in kept if potentials),
@@ -163,6 +171,21 @@ class SpikingNet(nn.Module):
             sleep_steps=sleep_steps.cpu(),
             settled=settled.cpu(),
         )
+
+    def ann(self, images: Tensor) -> Answer:
+        """What the ANN answers, in one pass: of an `IntegerNet` what `casc_hw.quantised_ann` does."""
+        with exact_sums(self.device):
+            run = self._run(self.net.check_images(images.to(self.device)), gamma=self.net.levels)
+            run.t = self.net.levels - 1
+            run.step(True, torch.ones(len(images), dtype=torch.bool, device=self.device))
+            return self._answer(run)
+
+    def _answer(self, run: Run) -> Answer:
+        counts = tuple(run.n[layer.name].long().flatten(1).cpu() for layer in self.net.spiking)
+        return _answer(self.net, counts, self._sum(run.sums()).cpu())
+
+    def _sum(self, sums: Tensor) -> Tensor:
+        return sums.long() if isinstance(self.net, IntegerNet) else sums.double()
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +196,7 @@ class SpikingNet(nn.Module):
         layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
         self.register_buffer(name, tensor.to(self._dtype, copy=True).contiguous(memory_format=layout), persistent=False)
 
-    def _run(self, pixels: Tensor, detail: bool) -> Run:
+    def _run(self, pixels: Tensor, gamma: int, detail: bool = False, watchers: tuple[Statistics, ...] = ()) -> Run:
         held = dict(self.named_buffers())
         if strange := {part.dtype for part in held.values()} - {self._dtype, torch.float64}:
             raise CascError(f"SpikingNet: moved to {strange.pop()}, in which its sums are not exact; move it to a device only")
@@ -186,19 +209,20 @@ class SpikingNet(nn.Module):
             {of.name: held[f"bias{index}"] for index, of in enumerate(layers)},
             {of.name: held[f"threshold{index}"] for index, of in enumerate(layers[:-1])},
             pixels,
-            gamma=self.gamma,
+            gamma=gamma,
             negative=self.negative,
             detail=detail,
-            watchers=tuple(self._watchers.values()),
+            watchers=watchers,
+            guard=0.0 if isinstance(self.net, IntegerNet) else GUARD,
         )
 
     def _step(self, run: Run, wake: bool, active: Tensor) -> Step:
-        """For hooks, in int64."""
+        """For hooks."""
         net = self.net
         events = {node.name: run.changes[node.name].long() for node in net.nodes} | ({IMAGE: run.n[IMAGE].long()} if wake else {})
         counts = {layer.name: run.n[layer.name].long() for layer in net.spiking}
-        potentials = {layer.name: run.potential(layer.name).long() for layer in net.spiking}
-        return Step(wake, run.t, run.asleep, active, events, counts, potentials, run.sums().long())
+        potentials = {layer.name: self._sum(run.potential(layer.name)) for layer in net.spiking}
+        return Step(wake, run.t, run.asleep, active, events, counts, potentials, self._sum(run.sums()))
 
     def register_step_hook(self, hook: Callable[[Step], None]) -> RemovableHandle:
         """Call ``hook`` after every step, until the handle returned is removed."""
@@ -261,7 +285,7 @@ class Statistics:
     macs: multiply-accumulates that the ANN makes of an image, zeros included, padding not.
     """
 
-    def __init__(self, net: IntegerNet):
+    def __init__(self, net: Network):
         self.net = net
         self.images = 0
         self._index = {layer.name: index for index, layer in enumerate(net.layers)}
@@ -278,7 +302,7 @@ class Statistics:
 
     def begin(self, pixels: Tensor) -> None:
         self._first, self.images = self.images, self.images + len(pixels)
-        self._rows = torch.zeros(len(self.net.layers), 5, dtype=torch.int64)
+        self._rows = torch.zeros(len(self.net.layers), 5, dtype=torch.int64, device="cpu")
         self._uneven = torch.zeros(len(self.net.layers), len(pixels), dtype=torch.int64, device=pixels.device)
         self._operate(IMAGE, (pixels != 0).sum(0).double())
 
@@ -314,7 +338,7 @@ class Statistics:
     @property
     def classes(self) -> Tensor:
         """The class that the read-out would name after each of the `steps`, int64 (steps, images); of an image at rest its last."""
-        found = torch.zeros(len(self._totals), self.images, dtype=torch.int64)
+        found = torch.zeros(len(self._totals), self.images, dtype=torch.int64, device="cpu")
         for index, key in enumerate(self.steps):
             if index:
                 found[index] = found[index - 1]
@@ -368,7 +392,7 @@ class Statistics:
         return self.macs * MAC_PJ
 
 
-def _reach(synapses: Synapses, net: IntegerNet) -> Tensor:
+def _reach(synapses: Synapses, net: Network) -> Tensor:
     """How many neurons an event at each place of the source reaches, int64 (C, H, W)."""
     shape = net.shapes[synapses.source]
     if synapses.dense:

@@ -142,6 +142,31 @@ def test_floats_hold_every_sum(make_net: Net, make_images: Images) -> None:
     assert not exact_products(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_ann_in_one_pass(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed)
+    images = whole(net, make_images(net, 6))
+    got, wanted = SpikingNet(net, gamma=2, negative=False).ann(images), quantised_ann(net, images)
+    assert torch.equal(got.sums, wanted.sums)
+    assert torch.equal(got.classes, wanted.classes)
+    assert all(map(torch.equal, got.counts, wanted.counts))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_computes_where_its_buffers_are(seed: int, make_graph: Net, make_images: Images) -> None:
+    """Under a default device that holds no values, whatever is made elsewhere by itself cannot be computed with."""
+    net = make_graph(seed)
+    images = whole(net, make_images(net, 6))
+    snn, steps = SpikingNet(net), list[Step]()
+    wanted = simulate(net, images, potentials=True)
+    with snn.statistics() as seen, snn.register_step_hook(steps.append), torch.device("meta"):
+        equal(snn.run(images, record=True, potentials=True), wanted)
+        assert snn(images).device.type == "cpu"
+        assert seen.classes.device.type == "cpu"
+        assert {part.device.type for step in steps for part in (*step.counts.values(), *step.events.values(), step.sums)} == {"cpu"}
+    assert snn.to("meta").device.type == "meta"
+
+
 # --- neurons of other kinds, against loops that share nothing with it ---------------------------------------------------
 
 
