@@ -62,7 +62,8 @@ class Mode:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Four `Mode`\\ s: the integer ANN; plain integrate-and-fire; CIF without sleep; CIF with the network's sleep.
+    """Four `Mode`\\ s: the integer ANN (of a `FloatNet` its own, unrounded); plain integrate-and-fire; CIF without sleep; CIF with the
+    network's sleep.
 
     Attributes
     ----------

@@ -72,6 +72,38 @@ def test_at_rest_it_is_the_model(levels: int, pool: nn.Module) -> None:
     assert not torch.equal(SpikingNet(done.unrounded, sleep=0).run(images).answer.counts[2], seen[2])
 
 
+class Sliced(nn.Module):
+    """Takes some channels of what neurons emit, and has ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.readout = nn.Conv2d(2, 6, 3), nn.Conv2d(3, 4, 3), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x))
+        return self.readout(torch.relu(self.conv2(x[:, 1:4])).flatten(1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_integers_are_its_rounding(bits: int) -> None:
+    torch.manual_seed(5)
+    model = Sliced().double()
+    done = convert(model, input_shape=SHAPE, bits=bits, levels=8, calibration=pixels(30) / 255)
+    for layer, exact in zip(done.net.layers, done.unrounded.layers, strict=True):
+        assert layer.name == exact.name
+        one = torch.full((layer.outputs,), layer.scale or 0.0).double() if layer.threshold is None else layer.threshold.double()
+        assert float((exact.bias * one - layer.bias).abs().max()) <= 0.5 + 1e-6
+        for synapses, other in zip(layer.synapses, exact.synapses, strict=True):
+            full = other.weight * one.reshape(-1, *[1] * (other.weight.ndim - 1))
+            top = (1 << (bits - 1)) - 1
+            assert float((full.clamp(-top, top) - synapses.weight).abs().max()) <= 0.5 + 1e-6
+            assert (synapses.source, synapses.stride, synapses.groups) == (other.source, other.stride, other.groups)
+    logits = SpikingNet(done.unrounded).ann(pixels(9)).sums / 8
+    assert torch.allclose(SpikingNet(done.unrounded)(pixels(9)), logits)
+    with torch.no_grad():  # 8 levels of activations, but no rounding of weights
+        assert float((logits - model(pixels(9).double() / 255)).abs().max()) < 0.2
+
+
 def test_where_nothing_is_rounded_it_is_the_integer_network_step_by_step() -> None:
     """Weights of whole 127ths, whose sums meet thresholds exactly but for floats: that is what the guard is for."""
     chance = torch.Generator().manual_seed(3)
