@@ -192,7 +192,7 @@ def _in_memory(images: np.ndarray, labels: np.ndarray, classes: int, where: Path
     if not len(images) or int(labels.max()) >= classes:
         wrong = f"label {int(labels.max())} of {classes} classes" if len(images) else "no image"
         raise CascError(f"{where}: {wrong}; download it again")
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return Images(torch.from_numpy(labels.astype(np.int64)), tuple(pixels.shape[1:]), pixels.__getitem__)
 
 
@@ -229,9 +229,10 @@ def _cifar(place: Path, binary: bool, train: Sequence[str], test: Sequence[str],
     """``leading``: bytes of labels before each image of a binary file, the last of them wanted; ``key``: of labels in a pickle."""
 
     def part(names: Sequence[str]) -> Images:
-        read = [_records(place / f"{name}.bin", leading) if binary else _batch(place / name, key) for name in names]
+        paths = [place / (f"{name}.bin" if binary else name) for name in names]
+        read = [_records(path, leading) if binary else _batch(path, key) for path in paths]
         images, labels = (np.concatenate(of) for of in zip(*read, strict=True))
-        return _in_memory(images.reshape(-1, *_CIFAR), labels, classes, place / names[0])
+        return _in_memory(images.reshape(-1, *_CIFAR), labels, classes, paths[0])
 
     return _data(part(train), part(test), classes)
 
