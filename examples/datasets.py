@@ -108,7 +108,7 @@ def full_mnist(folder: Path) -> Data:
     """The four idx files of MNIST, or of a set like it (Fashion-MNIST), packed by gzip or not; images (1, 28, 28)."""
 
     def part(name: str) -> Images:
-        images, labels = (_idx(_find(folder, f"{name}-{kind}"), dims) for kind, dims in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)))
+        images, labels = (_idx(_find(folder, f"{name}-{kind}-ubyte"), dims) for kind, dims in (("images-idx3", 3), ("labels-idx1", 1)))
         if len(images) != len(labels):
             raise CascError(f"{folder}: {len(images)} {name} images, but {len(labels)} labels; {SETS['mnist'][1]}")
         return _in_memory(images[:, None], labels, 10, folder / name)
@@ -152,11 +152,11 @@ def mnist5k(_: Path = Path()) -> Data:
 SETS: dict[str, tuple[Callable[[Path], Data], str]] = {
     "cifar10": (
         cifar10,
-        "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz (or -python) and unpack it: it makes cifar-10-batches-bin (or -py)",
+        "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz (or -python) and unpack it, to cifar-10-batches-bin (or -py)",
     ),
     "cifar100": (
         cifar100,
-        "download https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz (or -python) and unpack it: it makes cifar-100-binary (or -python)",
+        "download https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz (or -python) and unpack it, to cifar-100-binary (or -python)",
     ),
     "mnist": (
         full_mnist,
@@ -192,13 +192,17 @@ def _in_memory(images: np.ndarray, labels: np.ndarray, classes: int, where: Path
     if not len(images) or int(labels.max()) >= classes:
         wrong = f"label {int(labels.max())} of {classes} classes" if len(images) else "no image"
         raise CascError(f"{where}: {wrong}; download it again")
-    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return Images(torch.from_numpy(labels.astype(np.int64)), tuple(pixels.shape[1:]), pixels.__getitem__)
+    return _at_hand(torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _at_hand(pixels: Tensor, labels: Tensor) -> Images:
+    channels, height, width = pixels.shape[1:]
+    return Images(labels, (channels, height, width), pixels.__getitem__)
 
 
 def _split(images: np.ndarray, labels: np.ndarray, held_out: int, input_max: int) -> Data:
     both = Digits(torch.from_numpy(images.astype(np.uint8)[:, None]), torch.from_numpy(labels.astype(np.int64)))
-    train, test = (Images(part.labels, tuple(part.images.shape[1:]), part.images.__getitem__) for part in both.split(held_out, seed=0))
+    train, test = (_at_hand(part.images, part.labels) for part in both.split(held_out, seed=0))
     return _data(train, test, 10, input_max)
 
 

@@ -26,9 +26,7 @@ from casc_hw.errors import CascError
 @click.option("--seed", type=int, default=0, show_default=True, help="Of training.")
 @click.option("--out", type=click.Path(path_type=Path), help="The trained network, converted [default: <net>_<dataset>.pt].")
 @click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
-def main(
-    name: str | None, dataset: str | None, folder: Path | None, levels: int | None, out: Path | None, debug: bool, **how: Any
-) -> None:  # fmt: skip
+def main(name: str | None, dataset: str | None, folder: Path | None, levels: int | None, out: Path | None, debug: bool, **how: Any) -> None:
     """Networks of the literature: at full size with random weights, converted and run in spikes; or one of them trained.
 
     \b
@@ -73,11 +71,18 @@ def _table(names: list[str], levels: int | None, width: float, bits: int) -> Non
     wrong = []
     for name, shape in (of for of in FULL_SIZE if of[0] in names):
         small = min(shape[1:]) < 64
-        found = check(name, shape, classes=10 if small else 1000, levels=levels or (4 if small else 2), width=width, bits=bits)
-        click.echo(
-            f"| {name} | {'x'.join(map(str, shape))} | {found.net.levels} | {found.parameters:,} | {found.neurons:,} | {found.active:.0%} | "
-            f"{found.convert_s:.1f} | {found.ann_s:.1f} | {found.snn_s:.1f} | {found.sleep_steps} | {found.mismatches} |"
-        )
+        classes, usual = (10, 4) if small else (1000, 2)
+        found = check(name, shape, classes=classes, levels=usual if levels is None else levels, width=width, bits=bits)
+        cells = [
+            name,
+            "x".join(map(str, shape)),
+            str(found.net.levels),
+            f"{found.parameters:,}",
+            f"{found.neurons:,}",
+            f"{found.active:.0%}",
+        ]
+        cells += [f"{seconds:.1f}" for seconds in (found.convert_s, found.ann_s, found.snn_s)]
+        click.echo(f"| {' | '.join([*cells, str(found.sleep_steps), str(found.mismatches)])} |")
         wrong += [name] * bool(found.mismatches)
     if wrong:
         raise CascError(f"{wrong[0]}: spiking network and integer ANN differ, which is a fault of casc_hw; report it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -67,7 +68,7 @@ def check(name: str, shape: Shape, *, classes: int, levels: int, width: float = 
     times.append(time.perf_counter())
     trace = SpikingNet(net).run(pixels)
     times.append(time.perf_counter())
-    convert_s, ann_s, snn_s = (end - start for start, end in zip(times, times[1:], strict=False))
+    convert_s, ann_s, snn_s = (end - start for start, end in pairwise(times))
     return Check(
         net,
         sum(parameter.numel() for parameter in model.parameters()),

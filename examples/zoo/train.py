@@ -1,11 +1,12 @@
 """Training a network of the zoo on a data set, from labels alone.
 
-The network sees ``pixel / input_max``: a mean taken off first would make padded pixels other than raw zeros, which conversion refuses, and a
-scale is undone by the BatchNorm behind the first convolution.
+The network sees ``pixel / input_max``: a mean taken off first would make padded pixels other than raw zeros, which conversion refuses, and
+a scale is undone by the BatchNorm behind the first convolution.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from casc_hw import IntegerNet, SpikingNet, convert, quantised_ann
 from casc_hw.qat import fake_quantise, fold_batchnorm
-from examples import _training
+from casc_hw.training import descend
 from examples.datasets import Data
 from examples.zoo import NETS
 from examples.zoo.check import mismatches
@@ -84,7 +85,7 @@ def _fit(model: nn.Module, data: Data, epochs: int, rate: float, batch: int, cha
         for images, labels in islice(data.train.batches(batch, chance), steps):
             yield functional.cross_entropy(model(shifted(images / data.input_max, chance)), labels)
 
-    _training.fit(model, epochs, rate, epoch, steps)
+    deque(descend(model, epochs, rate, epoch, steps), 0)
 
 
 @torch.no_grad()

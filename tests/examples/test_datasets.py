@@ -30,7 +30,7 @@ def text(value: str) -> bytes:
 
 
 def python2(entries: dict[str, np.ndarray | list[int]], by_column: bool = False) -> bytes:
-    """A dict as Python 2 pickled it with protocol 2: strs, lists of ints, and arrays of uint8, in which numpy and its module names enter."""
+    """A dict as Python 2 pickled it with protocol 2: strs, lists of ints, and arrays of uint8, with numpy's names of then."""
     out = b"\x80\x02}("
     for name, value in entries.items():
         out += text(name)
@@ -171,7 +171,9 @@ def test_images_are_opened_when_asked_for(tmp_path: Path) -> None:
         train.read(torch.tensor([3]))
 
 
-@pytest.mark.parametrize(("make", "shape", "top", "sizes"), [(digits, (1, 8, 8), 16, (1437, 360)), (mnist5k, (1, 28, 28), 255, (4000, 1000))])
+@pytest.mark.parametrize(
+    ("make", "shape", "top", "sizes"), [(digits, (1, 8, 8), 16, (1437, 360)), (mnist5k, (1, 28, 28), 255, (4000, 1000))]
+)
 def test_sets_that_come_with_packages(make: Callable[[], Data], shape: tuple[int, ...], top: int, sizes: tuple[int, int]) -> None:
     data = make()
     assert (len(data.train), len(data.test), data.train.shape, data.input_max, data.classes) == (*sizes, shape, top, 10)

@@ -11,16 +11,18 @@ from click.testing import CliRunner
 from torch import nn
 
 import boards
-from casc_hw import CascError, ClipQuan, IntegerNet, convert
+from casc_hw import ClipQuan, IntegerNet, convert
 from examples.datasets import digits
 from examples.zoo import FULL_SIZE, NETS
 from examples.zoo.__main__ import main
-from examples.zoo.check import check, prepare, random_images
+from examples.zoo.check import check, prepare
 from examples.zoo.layers import scaled
+from examples.zoo.regnet import regnet_x
 from examples.zoo.train import shifted, train
 from rtl_gen.plan import TooLarge, make_plan
 
-BIG = next(board.budget for board in boards.all_boards() if board.name == "ulx3s-85f")
+BOARDS = {board.name: board.budget for board in boards.all_boards()}
+BIG, ICEBREAKER = BOARDS["ulx3s-85f"], BOARDS["icebreaker"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,5 +113,100 @@ def test_a_mismatch_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check("resnet20", (3, 16, 16), classes=10, levels=4, width=0.25).mismatches > 50
 
 
-def test_reduced_networks_are_planned() -> None:
-    """One small one of each kind; on a device where they do not fit it is said by how much."""
+def tiny(name: str) -> IntegerNet:
+    """At T = 2 and 4 bits."""
+    shape = (1, 8, 8) if name == "rnn" else (3, 32, 32)
+    width = {"resnet20": 1 / 4, "resnext50_32x4d": 1 / 32, "rnn": 1 / 2}.get(name, 1 / 16)
+    if name == "regnet_x":  # all 22 blocks would not fit
+        model: nn.Module = regnet_x((1, 1, 1, 2), (8, 8, 16, 16), 8, 10, 2, shape, 8)
+    else:
+        model = NETS[name](10, 2, width, shape)
+    return convert(prepare(model, shape), name=name, input_shape=shape, bits=4).net
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "resnet20", "mobilenet_v1", "regnet_x", "resnext50_32x4d", "rnn"])
+def test_a_tiny_one_of_each_kind_is_planned(name: str) -> None:
+    net = tiny(name)
+    plan = make_plan(net, BIG, target_fps=1)
+    assert [layer.name for layer in plan.layers] == [node.name for node in net.nodes]
+    assert all(used <= available for _, used, available in plan.resources.rows())
+
+
+@pytest.mark.slow
+def test_one_that_does_not_fit_is_refused_by_numbers() -> None:
+    with pytest.raises(TooLarge, match=r"vgg11: needs at least \d+ of block RAM, iCE40UP5K has 30 to give \(\d+ too few\)"):
+        make_plan(tiny("vgg11"), ICEBREAKER, target_fps=1)
+
+
+def test_images_are_shifted_and_those_in_colour_mirrored() -> None:
+    images = torch.zeros(40, 3, 16, 16)
+    images[:, :, 8, 4] = 1
+    places = shifted(images, torch.Generator().manual_seed(0)).nonzero()
+    assert len(places) == 120
+    assert set(places[:, 2].tolist()) == {6, 7, 8, 9, 10}
+    assert set(places[:, 3].tolist()) == {2, 3, 4, 5, 6, 9, 10, 11, 12, 13}
+    grey = shifted(images[:, :1], torch.Generator().manual_seed(0)).nonzero()
+    assert set(grey[:, 3].tolist()) == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.slow
+def test_training() -> None:
+    data = digits()
+    net = train("rnn", data, epochs=15, spiking=50)
+    results: dict[str, Any] = net.meta["results"]
+    assert results["float, %"] > 85
+    assert results["integer, %"] > 85
+    assert (results["spiking images"], results["mismatches"]) == (50, 0)
+    assert net.levels == 8
+    again = train("rnn", data, epochs=15, spiking=50)
+    assert again.digest == net.digest
+
+
+def test_training_with_rounded_weights() -> None:
+    """Two epochs say nothing of accuracy; but the rounded network is the converted one."""
+    net = train("resnet20", digits(), epochs=1, tune=1, levels=4, width=0.25, bits=3, rate=2e-2, spiking=10)
+    results: dict[str, Any] = net.meta["results"]
+    assert results["integer, %"] == results["float with rounded weights, %"] != results["float, %"]
+    assert {synapses.bits for layer in net.layers for synapses in layer.synapses if not synapses.shortcut} == {3}
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_the_table() -> None:
+    done = run("--net", "resnet20", "--width", "0.25", "--levels", "3")
+    assert done.exit_code == 0
+    rows = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert len(rows) == 3
+    assert rows[2][:3] == ["| resnet20", "3x32x32", "3"]
+    assert rows[2][-1] == "0 |"
+
+
+def test_training_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "rnn.pt"
+    done = run("--net", "rnn", "--dataset", "digits", "--epochs", "1", "--width", "0.25", "--levels", "3", "--bits", "6", "--out", str(out))
+    assert done.exit_code == 0
+    net = IntegerNet.load(out)
+    assert (net.levels, net.input_max, net.input_shape, net.meta["recipe"]["epochs"]) == (3, 16, (1, 8, 8), 1)
+    assert f"integer, %                       {net.meta['results']['integer, %']}" in done.stdout
+    assert f"wrote {out}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--net", "alexnet"], 1, "error: net: there is no 'alexnet'; take one of vgg11"),
+        (["--net", "resnet20", "--dataset", "cifar10"], 1, "error: cifar10: no folder was given; download https://"),
+        (["--net", "resnet20", "--dataset", "cifar10", "--data", "nowhere"], 1, "error: nowhere: is not a folder; download https://"),
+        (["--net", "rnn", "--dataset", "digits", "--levels", "0"], 1, "error: ClipQuan: levels is 0"),
+        (["--net", "rnn", "--dataset", "digits", "--tune", "1", "--epochs", "1"], 1, "error: wx: is used twice"),
+        (["--net", "resnet20", "--data", "x"], 2, "--data is for --dataset"),
+        (["--dataset", "digits"], 2, "--dataset is for --net"),
+    ],
+)
+def test_what_the_command_line_refuses(arguments: list[str], status: int, says: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == status
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
