@@ -69,9 +69,7 @@ def _table(names: list[str], levels: int | None, width: float, bits: int) -> Non
     click.echo("| network | image | T | parameters | neurons | active | conversion, s | ANN, s | SNN, s | sleep steps | mismatches |")
     click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
     wrong = []
-    for name, shape in (of for of in FULL_SIZE if of[0] in names):
-        small = min(shape[1:]) < 64
-        classes, usual = (10, 4) if small else (1000, 2)
+    for name, shape, classes, usual in (of for of in FULL_SIZE if of[0] in names):
         found = check(name, shape, classes=classes, levels=usual if levels is None else levels, width=width, bits=bits)
         cells = [
             name,

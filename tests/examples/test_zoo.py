@@ -11,18 +11,18 @@ from click.testing import CliRunner
 from torch import nn
 
 import boards
-from casc_hw import ClipQuan, IntegerNet, convert
+from casc_hw import ClipQuan, IntegerNet, convert, quantised_ann
+from casc_hw.qat import fake_quantise, fold_batchnorm
 from examples.datasets import digits
 from examples.zoo import FULL_SIZE, NETS
 from examples.zoo.__main__ import main
-from examples.zoo.check import check, prepare
+from examples.zoo.check import check, prepare, random_images
 from examples.zoo.layers import scaled
 from examples.zoo.regnet import regnet_x
 from examples.zoo.train import shifted, train
-from rtl_gen.plan import TooLarge, make_plan
+from rtl_gen.plan import make_plan
 
-BOARDS = {board.name: board.budget for board in boards.all_boards()}
-BIG, ICEBREAKER = BOARDS["ulx3s-85f"], BOARDS["icebreaker"]
+BIG = next(board.budget for board in boards.all_boards() if board.name == "ulx3s-85f")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +43,19 @@ def test_as_many_parameters_as_published(name: str) -> None:
         patch.setattr(nn.init, "kaiming_normal_", lambda weight, **_: weight)
         model = NETS[name]()
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("resnet18", "conv1.weight bn1.running_var layer1.0.conv1.weight layer2.0.downsample.0.weight layer4.1.bn2.bias fc.bias"),
+        ("resnext50_32x4d", "layer1.0.downsample.1.bias layer1.2.conv3.weight layer4.2.bn3.weight fc.weight"),
+        ("vgg11", "features.0.bias features.1.running_mean features.4.weight features.25.weight classifier.0.weight classifier.6.bias"),
+    ],
+)
+def test_torchvisions_names(name: str, keys: str) -> None:
+    model = NETS[name](width=1 / 32, levels=None)
+    assert set(keys.split()) <= set(model.state_dict())
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -82,6 +95,8 @@ REDUCED: list[tuple[str, tuple[int, int, int], float, int, int]] = [
     ("rnn", (1, 8, 8), 1 / 2, 8, 4),
 ]
 """Name, image, width, T, bits."""
+MINUTES = [(name, (3, 224, 224)) for name in ("vgg11", "vgg16")]
+MINUTES = [(name, (3, 224, 224)) for name in ("vgg11", "vgg16")]
 
 
 @pytest.mark.parametrize(("name", "shape", "width", "levels", "bits"), REDUCED)
@@ -96,11 +111,25 @@ def test_reduced_networks_spike_as_the_ann_counts(
     assert IntegerNet.load(tmp_path / "net.pt").digest == found.net.digest
 
 
+@pytest.mark.parametrize(("name", "shape", "width", "levels", "bits"), [of for of in REDUCED if of[0] != "rnn"])
+def test_reduced_networks_are_the_modules_with_rounded_weights(
+    name: str, shape: tuple[int, int, int], width: float, levels: int, bits: int
+) -> None:
+    """In float64, where that is exact. With weights no one has trained, the network without rounding answers quite differently."""
+    torch.manual_seed(0)
+    model = fold_batchnorm(prepare(NETS[name](10, levels, width, shape), shape)).double()
+    rounded = fake_quantise(model, input_shape=shape, bits=bits)
+    net = convert(model, input_shape=shape, bits=bits).net
+    pixels = random_images(2, shape, seed=3)
+    sums = quantised_ann(net, pixels).sums.double() / (net.levels * (net.readout.scale or 0.0))
+    assert torch.allclose(rounded(pixels.double() / 255), sums, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shape"), [of for of in FULL_SIZE if of[0] in ("rnn", "resnet20", "mobilenet_v1")])
-def test_full_size(name: str, shape: tuple[int, int, int]) -> None:
-    """The others: python -m examples.zoo (docs/networks.md)."""
-    found = check(name, shape, classes=10 if min(shape[1:]) < 64 else 1000, levels=2)
+@pytest.mark.parametrize(("name", "shape", "classes", "levels"), [of for of in FULL_SIZE if of[:2] not in MINUTES])
+def test_full_size(name: str, shape: tuple[int, int, int], classes: int, levels: int) -> None:
+    """What takes minutes is in the table of docs/networks.md, which `python -m examples.zoo` prints."""
+    found = check(name, shape, classes=classes, levels=levels)
     assert found.mismatches == 0
     assert found.active > 0.05
 
@@ -132,12 +161,6 @@ def test_a_tiny_one_of_each_kind_is_planned(name: str) -> None:
     assert all(used <= available for _, used, available in plan.resources.rows())
 
 
-@pytest.mark.slow
-def test_one_that_does_not_fit_is_refused_by_numbers() -> None:
-    with pytest.raises(TooLarge, match=r"vgg11: needs at least \d+ of block RAM, iCE40UP5K has 30 to give \(\d+ too few\)"):
-        make_plan(tiny("vgg11"), ICEBREAKER, target_fps=1)
-
-
 def test_images_are_shifted_and_those_in_colour_mirrored() -> None:
     images = torch.zeros(40, 3, 16, 16)
     images[:, :, 8, 4] = 1
@@ -162,6 +185,8 @@ def test_training() -> None:
     assert again.digest == net.digest
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_training_with_rounded_weights() -> None:
     """Two epochs say nothing of accuracy; but the rounded network is the converted one."""
     net = train("resnet20", digits(), epochs=1, tune=1, levels=4, width=0.25, bits=3, rate=2e-2, spiking=10)
