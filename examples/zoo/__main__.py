@@ -51,13 +51,16 @@ def main(name: str | None, dataset: str | None, folder: Path | None, levels: int
     if name is None:
         raise click.UsageError("--dataset is for --net, the network to train")
 
+    out = out or Path(f"{name}_{dataset}.pt")
+    if not out.parent.is_dir():  # said before the training, not after
+        raise CascError(f"{out}: {out.parent} is not a folder; choose another place")
+
     from examples.datasets import load
     from examples.zoo.train import train
 
     net = train(name, load(dataset, folder), levels=8 if levels is None else levels, **how)
     for key, value in net.meta["results"].items():
         click.echo(f"{key:32} {value}")
-    out = out or Path(f"{name}_{dataset}.pt")
     net.save(out)
     click.echo(f"wrote {out}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from casc_hw import ClipQuan
-from examples._training import norm
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of an image."""
@@ -29,8 +28,3 @@ def activation(levels: int | None) -> nn.Module:
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution in front of a BatchNorm, padded so that at stride 1 the map stays as large."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-
-
-def block(inputs: int, outputs: int, levels: int | None, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution, BatchNorm, activation."""
-    return [conv(inputs, outputs, kernel, stride, groups), norm(outputs), activation(levels)]

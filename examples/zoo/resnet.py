@@ -30,7 +30,7 @@ class Block(nn.Module):
         super().__init__()
         channels, stride = inputs, 1
         for index, of in enumerate(convs, 1):
-            self.add_module(f"conv{index}", conv(channels, *of[:3], groups=of.groups))
+            self.add_module(f"conv{index}", conv(channels, *of))
             self.add_module(f"bn{index}", norm(of.outputs))
             self.add_module(f"relu{index}", activation(levels))
             channels, stride = of.outputs, stride * of.stride
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
         unit: Callable[[int, int, int], Block],
     ):
         super().__init__()
-        self.conv1, self.bn1, self.relu = conv(channels, *stem[:3]), norm(stem.outputs), activation(levels)
+        self.conv1, self.bn1, self.relu = conv(channels, *stem), norm(stem.outputs), activation(levels)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()
         inputs = stem.outputs
         for index, (depth, width, stride) in enumerate(stages, 1):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,21 +46,24 @@ def train(
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
     model = NETS[name](data.classes, levels, width, data.train.shape)
+    form: dict[str, Any] = {"input_shape": data.train.shape, "input_max": data.input_max, "bits": bits}
+    convert(model, **form)  # what cannot be converted, or trained with rounding, is refused before the training
+    if tune:
+        fake_quantise(fold_batchnorm(model), **form)
     results: dict[str, float] = {}
     _fit(model, data, epochs, rate, batch, chance)
     results["float, %"] = _accuracy(model, data)
     if tune:
         model = fold_batchnorm(model)
-        rounded = fake_quantise(model, input_shape=data.train.shape, input_max=data.input_max, bits=bits)
+        rounded = fake_quantise(model, **form)
         _fit(rounded, data, tune, rate / 4, batch, chance)
         results["float with rounded weights, %"] = _accuracy(rounded, data)
-    net = convert(model, name=name, input_shape=data.train.shape, input_max=data.input_max, bits=bits).net
-    answers = [(quantised_ann(net, images).classes == labels) for images, labels in data.test.batches(100)]
-    results["integer, %"] = _percent(torch.cat(answers))
-    images = data.test.read(torch.arange(min(spiking, len(data.test))))
-    spikes = (SpikingNet(net).run(part).answer for part in images.split(25))
-    results["spiking images"] = len(images)
-    results["mismatches"] = sum(mismatches(quantised_ann(net, part), answer) for part, answer in zip(images.split(25), spikes, strict=True))
+    net = convert(model, name=name, **form).net
+    right = [quantised_ann(net, images).classes == labels for images, labels in data.test.batches(100)]
+    results["integer, %"] = _percent(torch.cat(right))
+    snn, some = SpikingNet(net), torch.arange(min(spiking, len(data.test)))
+    results["spiking images"] = len(some)
+    results["mismatches"] = sum(mismatches(quantised_ann(net, part), snn.run(part).answer) for part in map(data.test.read, some.split(25)))
     how = {"epochs": epochs, "tune": tune, "width": width, "bits": bits, "batch": batch, "rate": rate, "seed": seed}
     return replace(net, meta={"training images": len(data.train), "test images": len(data.test), "recipe": how, "results": results})
 
