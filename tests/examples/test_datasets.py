@@ -131,7 +131,7 @@ def test_mnist(tmp_path: Path, packed: bool) -> None:
 
 
 def write_imagenet(folder: Path) -> None:
-    """Two classes; each image has a grey value of its own, but for a column of another at the left and top of the middle square."""
+    """Two classes of two images to train on, upright and lying, and one for the test; one colour each, of split, class and number."""
     for split, value in (("train", 50), ("val", 150)):
         for label, name in enumerate(("n01440764", "n02102040")):
             (folder / split / name).mkdir(parents=True)
