@@ -312,6 +312,7 @@ class _Term:
 
     ``at``: None where all of the source is taken, as it is. Else int64: of an identity (C, H, W), what is taken of the source
     flattened; of a module (O, inputs) or (1, inputs), the places of its weights in rows of zeros of shape ``room``, for all of the source.
+    ``columns``: which of the inputs of a module without groups, in the order of ``weight``.
     """
 
     source: str
@@ -323,6 +324,7 @@ class _Term:
     groups: int = 1
     at: Tensor | None = None
     room: tuple[int, ...] = ()
+    columns: tuple[range, ...] = ()
 
     @property
     def pointwise(self) -> bool:
@@ -577,7 +579,8 @@ class _Walk:
         for piece in pieces:
             high = low + piece.shape[0]
             if module.groups == 1:
-                made.append(self._convolved(piece, module, weight[:, low:high], 1, padding))
+                terms, shift = self._convolved(piece, module, weight[:, low:high], 1, padding)
+                made.append((tuple(replace(term, columns=(range(low, high),)) for term in terms), shift))
             elif low % per_group or high % per_group:
                 self._refuse(
                     f"groups of {per_group} channels cut through a concatenation of ({_parts(pieces)}); use groups that fit its parts"
@@ -698,12 +701,14 @@ class _Walk:
         terms: list[_Term] = []
         low = 0
         for piece in pieces:
-            spread = weight[:, low : low + prod(piece.shape)].reshape(-1, *piece.shape)
-            low += prod(piece.shape)
+            columns = range(low, low + prod(piece.shape))
+            spread = weight[:, columns.start : columns.stop].reshape(-1, *piece.shape)
+            low = columns.stop
             for term in piece.terms:
                 at = None if term.at is None else term.at.reshape(1, -1)
                 room = () if at is None else (prod(self.maps[term.source].shape),)
-                terms.append(_Term(term.source, (spread * term.weight).flatten(1), self.where, self.order, at=at, room=room))
+                weights = (spread * term.weight).flatten(1)
+                terms.append(_Term(term.source, weights, self.where, self.order, at=at, room=room, columns=(columns,)))
             if piece.bias.any():
                 bias = bias + (spread * piece.bias).sum((1, 2, 3))
         return _Value((_Piece(_joined(terms), bias[:, None, None], (len(bias), 1, 1)),), (len(bias),))
@@ -1324,7 +1329,8 @@ def _joined(terms: Iterable[_Term]) -> tuple[_Term, ...]:
                 continue
             at = torch.cat([of.at.expand(max(len(other.at), len(term.at)), -1) for of in (other, term) if of.at is not None], 1)
             if all(int(row.bincount().max()) == 1 for row in at):
-                done[index] = replace(other, weight=torch.cat([other.weight, term.weight], 1), at=at)
+                weight, columns = torch.cat([other.weight, term.weight], 1), other.columns + term.columns
+                done[index] = replace(other, weight=weight, at=at, columns=columns)
                 break
         else:
             done.append(term)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -161,8 +161,10 @@ class _Done:
         return [index for index, term in enumerate(self.piece.terms) if not term.module]
 
     def of(self, module: str, parts: Sequence[Tensor]) -> Tensor:
-        """What belongs to ``module`` of something per term: joined, where the module takes a concatenation."""
-        return torch.cat([part for part, term in zip(parts, self.piece.terms, strict=True) if term.module == module], 1)
+        """What belongs to ``module`` of something per term: joined in the order of its inputs, where it takes a concatenation."""
+        joined = torch.cat([part for part, term in zip(parts, self.piece.terms, strict=True) if term.module == module], 1)
+        columns = [run for term in self.piece.terms if term.module == module for run in term.columns]
+        return joined if len(columns) < 2 else joined[:, torch.cat([torch.arange(run.start, run.stop) for run in columns]).argsort()]
 
 
 class _Plan(conversion._Walk):
@@ -175,7 +177,7 @@ class _Plan(conversion._Walk):
         self.done: list[_Done] = []
         self.waits: dict[fx.Node, bool] = {}
         """Whether a node gives max pools of a sum, which conversion takes behind the activation."""
-        self.emitters: dict[tuple[object, ...], tuple[fx.Node, int, Tensor]] = {}
+        self.emitters: dict[str, tuple[fx.Node, int, Tensor]] = {}
         """By what an identity takes: the first node that gives it, from which of its values on, and times what."""
         self.walk()
 
@@ -185,8 +187,9 @@ class _Plan(conversion._Walk):
             self.waits[node] = bool(value.waiting)
             low = 0
             for piece in value.pieces:
-                if len(piece.terms) == 1 and not (piece.follows or value.waiting or piece.bias.any()):
-                    self.emitters.setdefault(_taken(piece.terms[0]), (node, low, piece.terms[0].weight))
+                term = piece.terms[0]
+                if len(piece.terms) == 1 and term.at is None and not (term.module or value.waiting or piece.bias.any()):
+                    self.emitters.setdefault(term.source, (node, low, term.weight))
                 low += prod(piece.shape)
         return value
 
@@ -213,12 +216,14 @@ class _Plan(conversion._Walk):
         return name
 
     def rounded(self, done: _Done) -> list[Tensor]:
-        """Per term, float64: the weights that the integers stand for."""
-        one = _one(done.layer)
-        return [
-            synapses.weight * self.maps[synapses.source].unit / one.reshape(-1, *[1] * (synapses.weight.ndim - 1))
-            for synapses in done.layer.synapses
-        ]
+        """Per term, float64, in the shape of its weights: what the integers stand for."""
+        made = []
+        for term, synapses in zip(done.piece.terms, done.layer.synapses, strict=True):
+            integers = synapses.weight
+            if term.at is not None:
+                integers = integers.flatten(1).gather(1, term.at.expand(len(integers), -1)).reshape(term.weight.shape)
+            made.append(integers * self.maps[term.source].unit / _one(done.layer).reshape(-1, *[1] * (integers.ndim - 1)))
+        return made
 
     def with_shortcuts(self) -> fx.GraphModule:
         """The graph, where what the rounding of shortcuts adds is added (`_shifted`) with buffers that `_shortcut` names."""
@@ -232,9 +237,8 @@ class _Plan(conversion._Walk):
                     raise CascError(f"{conversion._label(before)}: pools a sum for two activations; put one activation before it")
                 at = before
             for index in done.shortcuts:
-                term = done.piece.terms[index]
-                if (taken := _taken(term)) in self.emitters:
-                    node, low, _ = self.emitters[taken]
+                if (source := done.piece.terms[index].source) in self.emitters:
+                    node, low, _ = self.emitters[source]
                     self.traced.register_buffer(_shortcut(layer, index), torch.zeros(2, *done.piece.shape))
                     with graph.inserting_before(copies[at]):
                         share = graph.get_attr(_shortcut(layer, index))
@@ -246,11 +250,6 @@ class _Plan(conversion._Walk):
 
 def _one(layer: Layer) -> Tensor:
     return conversion.Rounded((), layer.bias, layer.threshold, layer.scale).one
-
-
-def _taken(term: conversion._Term) -> tuple[object, ...]:
-    """What an identity takes, whatever its weight."""
-    return tuple(getattr(term, field.name) for field in fields(term) if field.name != "weight")
 
 
 def _shortcut(layer: int, term: int) -> str:
@@ -325,8 +324,8 @@ class FakeQuantised(nn.Module):
             for index in done.shortcuts:
                 error = values[index].reshape(-1, 1, 1) - piece.terms[index].weight
                 shift = torch.zeros_like(error) if done.modules or index else (rounded - bias).reshape(-1, 1, 1)
-                if (taken := _taken(piece.terms[index])) in plan.emitters:
-                    share = error * scale.reshape(-1, 1, 1) / plan.emitters[taken][2]
+                if (source := piece.terms[index].source) in plan.emitters:
+                    share = error * scale.reshape(-1, 1, 1) / plan.emitters[source][2]
                     shortcuts[_shortcut(number, index)] = torch.stack([share, shift])
                 elif error.any():
                     raise CascError(f"{layer.name}: its shortcut averages a sum of activations, whose rounding cannot be trained with; "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from casc_hw import ClipQuan, IntegerNet, Trace, convert, events_of, quantised_ann, simulate
 from casc_hw.qat import fake_quantise, fold_batchnorm
+from casc_hw.training import batches, descend
 
 
 @dataclass(frozen=True)
@@ -170,26 +172,6 @@ def entering(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def batches(count: int, size: int, chance: torch.Generator) -> Iterator[Tensor]:
-    """Indices 0 to count - 1 in random order, whole batches only."""
-    order = torch.randperm(count, generator=chance)
-    return (order[start : start + size] for start in range(0, count - size + 1, size))
-
-
-def fit(model: nn.Module, epochs: int, rate: float, epoch: Callable[[], Iterator[Tensor]], steps: int) -> None:
-    """Run ``epochs`` of ``steps`` losses through AdamW with one rise and a cosine fall of the rate."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * steps + 1, pct_start=0.1)
-    model.train()
-    for _ in range(epochs):
-        for loss in epoch():
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    model.eval()
-
-
 def fit_teacher(train: Digits, recipe: Recipe, chance: torch.Generator) -> nn.Sequential:
     pixels = train.images / recipe.input_max
     model = teacher(*pixels.shape[1:])
@@ -200,7 +182,7 @@ def fit_teacher(train: Digits, recipe: Recipe, chance: torch.Generator) -> nn.Se
         for index in batches(len(fresh), size, chance):
             yield functional.cross_entropy(model(fresh[index]), train.labels[index], label_smoothing=0.05)
 
-    fit(model, recipe.teacher_epochs, 4e-3, epoch, len(pixels) // size)
+    deque(descend(model, recipe.teacher_epochs, 4e-3, epoch, len(pixels) // size), 0)
     return model
 
 
@@ -247,7 +229,7 @@ def fit_student(
             yield loss + recipe.quiet * sum(source[count:].mean() for source in sources) if recipe.quiet else loss
 
     with entering(model) as sources:
-        fit(model, passes, rate, epoch, len(images) // recipe.batch)
+        deque(descend(model, passes, rate, epoch, len(images) // recipe.batch), 0)
 
 
 def percent(classes: Tensor, held: Digits) -> float:

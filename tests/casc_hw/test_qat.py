@@ -89,6 +89,20 @@ class Shortcuts(nn.Module):
         return self.fc(torch.cat([last.flatten(1), most.flatten(1), one.flatten(1)], 1))
 
 
+class Sliced(nn.Module):
+    """Parts of one source around another in a concatenation, for a convolution and a read-out."""
+
+    def __init__(self, levels: int = 8):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 5, 3), nn.Conv2d(3, 2, 1), nn.Conv2d(7, 3, 1)
+        self.act1, self.act2, self.act3, self.fc = ClipQuan(levels), ClipQuan(levels), ClipQuan(levels), nn.Linear(72 + 3 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv1(x))
+        x = self.act3(self.conv3(torch.cat([x[:, :2], self.act2(self.conv2(x[:, 2:])), x[:, 2:]], 1)))
+        return self.fc(torch.cat([x[:, 1:].flatten(1), x.flatten(1)], 1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "mlp, T = 3": lambda: mlp(3),
@@ -99,10 +113,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "residual, T = 6": lambda: Residual(6),
     "shortcuts": Shortcuts,
     "concatenated": lambda: Concatenated(),
+    "sliced": Sliced,
     **{
         f"{name}, a scale per {kind}": lambda make=make, levels=levels, kind=kind: clip_quant(make(levels), levels, kind)
         for name, make, levels in (("mlp", mlp, 8), ("average", cnn, 8), ("max", lambda levels: cnn(levels, nn.MaxPool2d), 5),
-                                   ("residual", Residual, 6), ("shortcuts", Shortcuts, 8), ("concatenated", lambda _: Concatenated(), 8))
+                                   ("residual", Residual, 6), ("shortcuts", Shortcuts, 8), ("concatenated", lambda _: Concatenated(), 8),
+                                   ("sliced", Sliced, 7))
         for kind in ("layer", "channel")
     },
 }  # fmt: skip
