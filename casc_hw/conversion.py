@@ -427,6 +427,8 @@ class _Walk:
         self.modules: dict[str, None] = {}
         self.order = 0
         self.image_layer = ""
+        self.again = False
+        """Whether modules were looked at before, and may have hooks that look on by now."""
         self.whole = False
         """Whether a layer that is whole already stays as it is."""
         self.nodes: list[Layer | Pool] = []
@@ -481,7 +483,7 @@ class _Walk:
     def _module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         module = self.traced.get_submodule(str(node.target))
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
-            if module._forward_pre_hooks:
+            if module._forward_pre_hooks and not self.again:
                 self._refuse("has a forward pre-hook (pruning, weight norm?), which may change its weights; make them permanent first")
             handler = _Walk._conv if isinstance(module, nn.Conv2d) else _Walk._linear if isinstance(module, nn.Linear) else _Walk._norm
             return self._call(handler, *args, module=module, **kwargs)

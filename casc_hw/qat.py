@@ -170,10 +170,11 @@ class _Done:
 class _Plan(conversion._Walk):
     """The conversion's walk, with the parameters as they are now, which keeps in ``done`` what it rounded."""
 
-    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, ...], input_max: int, bits: int | Mapping[str, int]):
+    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, ...], input_max: int, bits: int | Mapping[str, int], again: bool):
         raw = torch.ones(conversion._map_shape(input_shape)[0], 1, 1, dtype=torch.float64)
         dims, levels = conversion._seen(traced, input_shape), conversion._levels(traced, None)
         super().__init__(traced, input_shape, dims, input_max, raw - 1, raw, bits, levels, 1.0)
+        self.again = again
         self.done: list[_Done] = []
         self.waits: dict[fx.Node, bool] = {}
         """Whether a node gives max pools of a sum, which conversion takes behind the activation."""
@@ -283,7 +284,7 @@ class FakeQuantised(nn.Module):
                 name = node.target if node.op == "call_module" else node.name
                 raise CascError(f"{name}: ReLU has no levels to train with; train with ClipQuan instead")
         self._plan = partial(_Plan, traced, input_shape, input_max, bits)
-        plan = self._plan()
+        plan = self._plan(again=False)
         for done in plan.done:
             if done.modules and (first := _weighted(model, done.modules[0])).bias is None:
                 first.bias = nn.Parameter(torch.zeros(len(done.layer.bias)).to(first.weight))
@@ -305,7 +306,7 @@ class FakeQuantised(nn.Module):
         used: dict[str, Tensor] = {}
         shortcuts: dict[str, Tensor] = {}
         with torch.no_grad():
-            plan = self._plan()
+            plan = self._plan(again=True)
         for number, done in enumerate(plan.done):
             layer, piece, one = done.layer, done.piece, _one(done.layer)
             scale = plan.ones[layer.name].flatten() if layer.threshold is not None else torch.ones_like(one)
