@@ -749,10 +749,13 @@ def _activations(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
     return found, answer
 
 
+@pytest.mark.parametrize("scale", [None, 0.5])
 @pytest.mark.parametrize("case", MODELS)
-def test_counts_and_sums_are_those_of_the_float_model(case: str) -> None:
+def test_counts_and_sums_are_those_of_the_float_model(case: str, scale: float | None) -> None:
     make, shape, written = MODELS[case]
     model, pixels = make().eval(), _pixels(20, *shape, high=16)
+    for clip in [module for module in model.modules() if isinstance(module, ClipQuan)] if scale else []:
+        clip.log_scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64).log())
     result = convert(model, input_shape=shape, input_max=16)
     assert _written(result.net) == written
     assert set(result.weight_error.values()) == {0.0}
@@ -763,7 +766,8 @@ def test_counts_and_sums_are_those_of_the_float_model(case: str) -> None:
     assert torch.equal(answer.sums.double(), 8 * (result.net.readout.scale or 0) * wanted.flatten(1))
     assert torch.equal(answer.classes, wanted.movedim(1, -1).flatten(1).argmax(1))
     if "max_pool2d" not in written.split("(image)")[1][:12] and case != "a dead branch":  # a pool may move behind its activation
-        assert torch.equal(torch.cat(answer.counts, 1).double(), 8 * torch.cat([tensor.flatten(1) for tensor in emitted], 1))
+        numbers = torch.cat([tensor.flatten(1) for tensor in emitted], 1) / (scale or 1)
+        assert torch.equal(torch.cat(answer.counts, 1).double(), 8 * numbers)
     assert min(int(counts.max()) for counts in answer.counts) > 0, "says nothing: a layer is silent"
 
 

@@ -21,6 +21,7 @@ from casc_hw.training import accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE: Any = {"input_shape": (8, 8), "input_max": 16}
+QUICK: Any = SHAPE | {"batch": 50, "rate": 1e-2}
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -44,7 +45,7 @@ def make(seed: int = 0, scale: Any = None) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(digits: Split) -> nn.Module:
     model = make()
-    fit(model, *digits[:2], **SHAPE, epochs=8)
+    fit(model, *digits[:2], **QUICK, epochs=15)
     return model
 
 
@@ -52,10 +53,10 @@ def integer_accuracy(net: IntegerNet, images: Tensor, labels: Tensor) -> float:
     return float((quantised_ann(net, images).classes == labels).double().mean())
 
 
-@pytest.mark.parametrize(("bits", "least"), [(8, 0.96), (6, 0.96), (4, 0.95), (3, 0.94), (2, 0.91), ({"1": 2, "4": 3}, 0.91)])
+@pytest.mark.parametrize(("bits", "least"), [(8, 0.95), (6, 0.95), (4, 0.95), (3, 0.95), (2, 0.94), ({"1": 2, "4": 3}, 0.94)])
 def test_finetuning_at_every_width(bits: Any, least: float, trained: nn.Module, digits: Split) -> None:
     before = {key: value.clone() for key, value in trained.state_dict().items()}
-    tuned = finetune(trained, *digits[:2], **SHAPE, bits=bits, epochs=2, validation=digits[2:])
+    tuned = finetune(trained, *digits[:2], **SHAPE, bits=bits, epochs=3, rate=2e-3, batch=50, validation=digits[2:])
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
     net = convert(tuned.model, **SHAPE, bits=bits).net
     assert [layer.synapses[0].bits for layer in net.layers] == ([2, 3] if isinstance(bits, dict) else [bits] * 2)
@@ -73,13 +74,13 @@ def test_finetuning_at_every_width(bits: Any, least: float, trained: nn.Module, 
 @pytest.mark.parametrize("kind", ["layer", "channel"])
 def test_clipping_scales_are_trained_and_folded(kind: Any, digits: Split) -> None:
     model = make(scale=kind)
-    fit(model, *digits[:2], **SHAPE, epochs=5)
-    tuned = finetune(model, *digits[:2], **SHAPE, bits=4, epochs=1).model
+    fit(model, *digits[:2], **QUICK, epochs=8)
+    tuned = finetune(model, *digits[:2], **SHAPE, bits=4, epochs=1, batch=50).model
     scale, first = tuned[3].scale, model[3].scale
     assert scale.shape == (() if kind == "layer" else (32,))
     assert not torch.allclose(first, torch.ones(()), atol=0.01)
     assert not torch.equal(scale, first)
-    assert integer_accuracy(convert(tuned, **SHAPE, bits=4).net, *digits[2:]) >= 0.93
+    assert integer_accuracy(convert(tuned, **SHAPE, bits=4).net, *digits[2:]) >= 0.94
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -110,12 +111,12 @@ def test_any_loss_and_targets(trained: nn.Module, digits: Split) -> None:
         logits = trained(images / 16)
     model, heard = make(seed=1), []
     held = images[:100], logits[:100]
-    epochs = fit(model, images, logits, **SHAPE, epochs=4, loss=nn.functional.mse_loss, validation=held, told=heard.append)
+    epochs = fit(model, images, logits, **QUICK, epochs=6, loss=nn.functional.mse_loss, validation=held, told=heard.append)
     assert tuple(heard) == epochs
     assert epochs[-1].loss < epochs[0].loss / 3
     assert all(epoch.accuracy is None for epoch in epochs)
     assert epochs[-1].held_loss == pytest.approx(nn.functional.mse_loss(model(images[:100] / 16), logits[:100]).item(), rel=1e-5)
-    assert accuracy(model, *digits[2:], **SHAPE) > 0.9
+    assert accuracy(model, *digits[2:], **SHAPE) > 0.93
     assert finetune(model, images, logits, **SHAPE, bits=3, epochs=1, loss=nn.functional.mse_loss).epochs[0].loss < epochs[0].loss
     assert not model.training
 
@@ -129,10 +130,11 @@ def test_every_setting_counts(setting: dict[str, Any], digits: Split) -> None:
 
 
 def test_a_convolution_sees_its_channel(digits: Split) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), ClipQuan(4), nn.Conv2d(2, 10, 6))
-    epochs = fit(model, digits[0], digits[1], **SHAPE, epochs=2, validation=digits[2:])
-    assert epochs[1].loss < epochs[0].loss
-    assert epochs[1].accuracy > 0.3
+    epochs = fit(model, digits[0], digits[1], **QUICK, epochs=3, validation=digits[2:])
+    assert epochs[2].loss < epochs[0].loss
+    assert epochs[2].accuracy > 0.4
     assert len(finetune(model, *digits[:2], **SHAPE, epochs=1).epochs) == 1
 
 
@@ -202,18 +204,18 @@ def train(tmp_path: Path, digits: Split) -> Callable[..., subprocess.CompletedPr
 
 @pytest.mark.parametrize(("bits", "scale"), [("4", ["--clip-scale", "channel"]), ("2", [])])
 def test_train_end_to_end(bits: str, scale: list[str], train: Any, tmp_path: Path, digits: Split) -> None:
-    done = train("--validate", "held.npz", "--bits", bits, *scale, "--epochs", 8, "--tune", 2, "--out", "my.pt", "--json")
+    done = train("--validate", "held.npz", "--bits", bits, *scale, "--epochs", 12, "--rate", 0.01, "--batch", 50, "--tune", 2, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
-    net = IntegerNet.load(tmp_path / "my.pt")
-    assert (said["file"], said["net"], said["levels"], said["digest"]) == ("my.pt", "my", 8, net.digest)
+    net = IntegerNet.load(tmp_path / "trained.pt")
+    assert (said["file"], said["net"], said["levels"], said["digest"]) == ("trained.pt", "trained", 8, net.digest)
     assert (said["training_images"], said["validation_images"]) == (1437, 360)
     assert {layer.synapses[0].bits for layer in net.layers} == {int(bits)}
     shares = said["accuracy"]
     assert list(shares) == ["float, with ClipQuan", "float, weights rounded", "integer ANN", "integer SNN"]
-    assert shares["integer ANN"] == shares["integer SNN"] == integer_accuracy(net, *digits[2:]) >= 0.9
+    assert shares["integer ANN"] == shares["integer SNN"] == integer_accuracy(net, *digits[2:]) >= 0.93
     assert shares["float, weights rounded"] == pytest.approx(shares["integer ANN"], abs=1 / 360)
-    assert shares["float, with ClipQuan"] >= 0.95
+    assert shares["float, with ClipQuan"] >= 0.94
 
 
 def test_training_goes_on_from_saved_weights(train: Any, tmp_path: Path) -> None:
