@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from casc_hw import CascError, ClipQuan, IntegerNet, clip_quant, convert, finetune, fit, quantised_ann
+from casc_hw.__main__ import main
 from casc_hw.qat import fake_quantise
 from casc_hw.training import accuracy
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE: Any = {"input_shape": (8, 8), "input_max": 16}
 QUICK: Any = SHAPE | {"batch": 50, "rate": 1e-2}
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -159,7 +157,7 @@ def wrong(**other: Any) -> dict[str, Any]:
         ({"batch": 2.0}, "batch: 2.0 is not a positive integer"),
         ({"batch": 1}, "batch: one image alone trains no BatchNorm"),
         ({"rate": -1.0}, "rate: -1.0 is not a positive number"),
-        ({"loss": lambda output, wanted: output.sum() * float("nan")}, "epoch 1: the loss is nan; lower the rate, which is 0.004"),
+        ({"loss": lambda output, wanted: output.sum() * float("nan")}, "epoch 1: the loss is nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(other: dict[str, Any], message: str) -> None:
@@ -186,18 +184,15 @@ def lstm():
 
 
 @pytest.fixture
-def train(tmp_path: Path, digits: Split) -> Callable[..., subprocess.CompletedProcess[str]]:
+def train(tmp_path: Path, digits: Split, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     (tmp_path / "model.py").write_text(MODEL)
     np.savez(tmp_path / "train.npz", images=digits[0].numpy(), labels=digits[1].numpy())
     np.savez(tmp_path / "held.npz", images=digits[2].numpy(), labels=digits[3].numpy().astype(np.uint8))
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "casc_hw", "train", "--input-max", "16", "--shape", "8x8", *map(str, arguments)]
-        given = {option for option in arguments if str(option).startswith("--")}
-        for option, value in (("--model", "model.py:make"), ("--data", "train.npz")):
-            command += [option, value] * (option not in given)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, ["train", "--input-max", "16", "--shape", "8x8", "--model", "model.py:make", "--data", "train.npz",
+                                         *map(str, arguments)])  # fmt: skip
 
     return run
 
@@ -205,7 +200,7 @@ def train(tmp_path: Path, digits: Split) -> Callable[..., subprocess.CompletedPr
 @pytest.mark.parametrize(("bits", "scale"), [("4", ["--clip-scale", "channel"]), ("2", [])])
 def test_train_end_to_end(bits: str, scale: list[str], train: Any, tmp_path: Path, digits: Split) -> None:
     done = train("--validate", "held.npz", "--bits", bits, *scale, "--epochs", 12, "--rate", 0.01, "--batch", 50, "--tune", 2, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     net = IntegerNet.load(tmp_path / "trained.pt")
     assert (said["file"], said["net"], said["levels"], said["digest"]) == ("trained.pt", "trained", 8, net.digest)
@@ -221,20 +216,20 @@ def test_train_end_to_end(bits: str, scale: list[str], train: Any, tmp_path: Pat
 def test_training_goes_on_from_saved_weights(train: Any, tmp_path: Path) -> None:
     common = ["--model", "model.py:conv", "--levels", 5, "--clip-scale", "layer", "--bits", "0=8,4=3", "--batch", 50, "--seed", 3]
     done = train(*common, "--epochs", 1, "--tune", 0, "--save-weights", "w.pt", "--rate", 0.01)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "trained.pt: T = 5" in done.stdout
     assert "accuracy on 143 images" in done.stdout
     assert "weights rounded" not in done.stdout
     assert set(torch.load(tmp_path / "w.pt", weights_only=True)) == {"0.weight", "0.bias", "1.log_scale", "4.weight", "4.bias"}
     first = IntegerNet.load(tmp_path / "trained.pt")
     done = train(*common, "--epochs", 0, "--tune", 0, "--weights", "w.pt", "--out", "again.pt", "--name", "trained")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     again = IntegerNet.load(tmp_path / "again.pt")
     for one, two in zip(first.layers, again.layers, strict=True):
         assert torch.equal(one.synapses[0].weight, two.synapses[0].weight)
         assert one.synapses[0].bits == two.synapses[0].bits == {"0": 8, "4": 3}[one.name]
     done = train(*common, "--epochs", 0, "--tune", 1, "--tune-rate", 1e-2, "--weights", "w.pt", "--out", "tuned.pt")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert not torch.equal(IntegerNet.load(tmp_path / "tuned.pt").layers[0].synapses[0].weight, first.layers[0].synapses[0].weight)
     assert not list(tmp_path.glob(".*"))
 
@@ -272,7 +267,7 @@ def test_mistakes_end_in_one_sentence(arguments: list[str], words: str, train: A
         np.savez(tmp_path / f"{name}.npz", **files[name])
     before = sorted(tmp_path.iterdir())
     done = train("--epochs", "1", "--tune", "1", *arguments)
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert (done.exit_code, done.stdout) == (1, ""), done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert "; " in line
