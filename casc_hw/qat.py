@@ -184,14 +184,15 @@ class _Plan(conversion._Walk):
 
     def _visit(self, node: fx.Node) -> Any:
         value = super()._visit(node)
-        if isinstance(value, conversion._Value):
-            self.waits[node] = bool(value.waiting)
-            low = 0
-            for piece in value.pieces:
-                term = piece.terms[0]
-                if len(piece.terms) == 1 and term.at is None and not (term.module or value.waiting or piece.bias.any()):
-                    self.emitters.setdefault(term.source, (node, low, term.weight))
-                low += prod(piece.shape)
+        if not isinstance(value, conversion._Value):
+            return value
+        self.waits[node] = bool(value.waiting)
+        low = 0
+        for piece in value.pieces if value.places is None else ():
+            term = piece.terms[0]
+            if len(piece.terms) == 1 and term.at is None and not (term.module or value.waiting or piece.bias.any()):
+                self.emitters.setdefault(term.source, (node, low, term.weight))
+            low += prod(piece.shape)
         return value
 
     def _module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:

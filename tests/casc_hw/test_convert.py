@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -753,7 +754,7 @@ def _activations(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
 @pytest.mark.parametrize("case", MODELS)
 def test_counts_and_sums_are_those_of_the_float_model(case: str, scale: float | None) -> None:
     make, shape, written = MODELS[case]
-    model, pixels = make().eval(), _pixels(20, *shape, high=16)
+    model, pixels = copy.deepcopy(make()).eval(), _pixels(20, *shape, high=16)
     for clip in [module for module in model.modules() if isinstance(module, ClipQuan)] if scale else []:
         clip.log_scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64).log())
     result = convert(model, input_shape=shape, input_max=16)
