@@ -355,6 +355,25 @@ def test_training_in_seconds(split: tuple[Digits, Digits], levels: int, bits: in
     assert evaluate(net, scenes, batch=6) == evaluate(SpikingNet(net), scenes, batch=4)
 
 
+@pytest.mark.slow
+def test_the_script(
+    split: tuple[Digits, Digits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(digit_scenes, "digits", lambda: split)
+    monkeypatch.setattr(digit_scenes, "TEST", 6)
+    monkeypatch.setattr(digit_scenes, "KEPT", 4)
+    results = digit_scenes.run(["--quick", "--out", str(tmp_path / "a.pt")])
+    assert results["integer SNN = integer ANN on every image"] is True
+    assert results["integer SNN, mAP@0.5"] == results["integer ANN, mAP@0.5"]
+    assert IntegerNet.load(tmp_path / "a.pt").meta["results"] == results
+    with np.load(tmp_path / "a_images.npz") as file:
+        assert file["images"].shape == (4, 64, 64)
+        assert file["boxes"].shape == (*file["classes"].shape, 4)
+    digit_scenes.run(["--quick", "--validate", "500", "--out", str(tmp_path / "b.pt")])
+    assert "3500 training digits, 6 validation scenes of 500 digits" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "a_images.npz"]
+
+
 def test_relu_and_larger_networks() -> None:
     assert not any("ClipQuan" in repr(module) for module in make(None).modules())
     maps = make(4, classes=20, channels=3, width=0.5, deep=True)(torch.zeros(2, 3, 64, 64))
