@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from casc_hw.network import IMAGE, FloatNet, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
     from casc_hw.nir_graph import from_nir, to_nir
     from casc_hw.qat import clip_quant
+    from casc_hw.qonnx_graph import from_qonnx
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
     from casc_hw.spiking import Activity, SpikingNet, Statistics, Step
     from casc_hw.training import Epoch, Tuned, finetune, fit
@@ -31,6 +32,7 @@ _HOME = {
     "network": ("IMAGE", "FloatNet", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
     "nir_graph": ("from_nir", "to_nir"),
     "qat": ("clip_quant",),
+    "qonnx_graph": ("from_qonnx",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
     "spiking": ("Activity", "SpikingNet", "Statistics", "Step"),
     "training": ("Epoch", "Tuned", "finetune", "fit"),
@@ -64,6 +66,7 @@ __all__ = [
     "finetune",
     "fit",
     "from_nir",
+    "from_qonnx",
     "output_shape",
     "quantised_ann",
     "save_vectors",
