@@ -29,6 +29,7 @@ def main(debug: bool) -> None:
       python -m casc_hw train --model my.py:make_net --data train.npz --shape 28x28 --bits 4 --out my.pt
       python -m casc_hw convert --model my.py:make_net --weights my_weights.pt --shape 28x28 --out my.pt
       python -m casc_hw evaluate --net my.pt --data held_out.npz
+      python -m casc_hw import my.onnx --out my.pt
     """
 
 
@@ -114,6 +115,60 @@ def plot(out: Path | None, **options: Any) -> None:
     done, where = _evaluated(**options)
     paths = draw(done, out or Path("build") / f"{done.net.name}-plots")
     click.echo(f"{done.images} images, {where}: wrote {', '.join(map(str, paths))}")
+
+
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("converted.pt"), show_default=True)
+@click.option("--name", help="Of the network [default: the output file's].")
+@click.option("--input-max", type=click.IntRange(1, 255), help="The largest pixel [default: the file's; 255 where it says nothing].")
+@click.option("--shape", help="QONNX: one image, for example 3x32x32, where the file leaves it open.")
+@click.option("--levels", type=int, help="NIR: T, of which NIR says nothing.")
+@click.option("--bits", type=int, help="NIR: width of the weights [default: the file's; 8 where it says nothing].")
+@click.option("--dt", type=float, default=1.0, show_default=True, help="NIR: length of a step; 1e-4 for SpikingJelly.")
+@json_option
+def import_file(
+    file: Path,
+    out: Path,
+    name: str | None,
+    input_max: int | None,
+    shape: str | None,
+    levels: int | None,
+    bits: int | None,
+    dt: float,
+    as_json: bool,
+) -> None:
+    """Take a network of other tools: a QONNX graph (FILE.onnx) or a NIR graph (any other FILE). docs/imports.md says which.
+
+    \b
+    Examples:
+      python -m casc_hw import brevitas.onnx --out my.pt
+      python -m casc_hw import graph.nir --levels 8 --out my.pt
+      python -m casc_hw import spikingjelly.nir --levels 8 --dt 1e-4 --bits 4 --out my.pt
+    """
+    from casc_hw.nir_graph import from_nir
+    from casc_hw.qonnx_graph import from_qonnx
+
+    qonnx = file.suffix.lower() == ".onnx"
+    given = ("levels", levels is not None), ("bits", bits is not None), ("dt", dt != 1.0)
+    for option, is_given in given if qonnx else (("shape", shape is not None),):
+        if is_given:
+            raise click.UsageError(f"--{option}: means nothing for a {'QONNX' if qonnx else 'NIR'} graph; leave it out")
+    name = name or out.stem
+    if qonnx:
+        size = None if shape is None else numbers("shape", shape, "x", int)
+        net = from_qonnx(file, input_shape=size, input_max=input_max, name=name)
+    else:
+        net = from_nir(file, levels=levels, input_max=input_max, bits=bits, name=name, dt=dt)
+    net.save(out)
+    widths = {layer.name: [part.bits for part in layer.synapses] for layer in net.layers}
+    if as_json:
+        told = {"file": str(out), "net": net.name, "levels": net.levels, "digest": net.digest, "input_max": net.input_max}
+        click.echo(json.dumps(told | {"input_shape": net.input_shape, "bits": widths}))
+        return
+    rows = [("image", f"{'x'.join(map(str, net.input_shape))}, 0 to {net.input_max}")]
+    rows += [(layer, f"weights of {', '.join(map(str, found))} bits") for layer, found in widths.items()]
+    table(f"{out}: {net.name}, T = {net.levels}, digest {net.digest[:16]}", rows)
 
 
 def _show(done: Any, where: str, steps: bool) -> None:

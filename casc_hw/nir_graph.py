@@ -7,6 +7,7 @@ What a graph is taken to mean, and what `to_nir` writes:
 - IF: in a step of length ``dt`` the potential rises by ``r * dt * current``, and a spike of 1 leaves at ``v_threshold``, which is then
   *subtracted*. NIR resets to ``v_reset`` at the moment of crossing, which with ``v_reset`` = 0 is the same in continuous time; a simulator
   that steps in time and resets to 0 loses what was above the threshold, and counts differently.
+- LIF of infinite tau and r, as snnTorch writes Leaky of beta = 1, is IF, whose potential rises by the current in a step.
 - Wake and sleep, spikes of -1, and the bounds 0 and T of a count are CASC's, not NIR's: a neuron ends at
   ``floor(T * clip(current * r * dt / v_threshold, 0, 1))`` spikes.
 - What reaches Output has no neuron behind it: it is a sum of currents.
@@ -63,7 +64,7 @@ def from_nir(
     Parameters
     ----------
     graph: a ``nir.NIRGraph``, or the path of a file that ``nir.write`` made; feed-forward, of the nodes Input, Output, Affine, Linear,
-        Conv2d, Scale, SumPool2d, AvgPool2d, Flatten and IF.
+        Conv2d, Scale, SumPool2d, AvgPool2d, Flatten and IF, or LIF that does not leak.
     levels: T; needed unless `to_nir` left it in the metadata, as it does the next three.
     input_max: the pixel that stands for 1.0 (255 where nothing says otherwise).
     bits: width of the weights, one for all or by node (8 where nothing says otherwise).
@@ -227,17 +228,23 @@ def _module(name: str, node: Any, levels: int, dt: float) -> nn.Module | None:
         start, end = (int(dim) + (int(dim) >= 0) for dim in (node.start_dim, node.end_dim))
         return nn.Flatten(start, end)
     if kind == "IF":
-        reset = _values(name, "v_reset", node.v_reset)
-        if reset.any():
-            raise CascError(f"{name}: resets to {float(reset[reset != 0][0]):g}; use v_reset 0, which stands for subtracting the threshold")
-        rise = _values(name, "r", node.r) * dt
-        threshold = _values(name, "v_threshold", node.v_threshold) / rise
-        if not (rise > 0).all() or not (threshold > 0).all():
-            raise CascError(f"{name}: r * dt or v_threshold is not above 0; make them positive")
-        return IntegrateAndFire(levels, threshold)
+        return _neurons(name, node, _values(name, "r", node.r) * dt, levels)
+    if kind == "LIF" and np.isinf(node.tau).all() and np.isinf(node.r).all() and not np.any(node.v_leak):
+        return _neurons(name, node, torch.ones(1, dtype=torch.float64), levels)  # snnTorch's beta = 1, for which it writes r = tau / dt
     leaks = "LI" in kind
     because = "leaks, so that its count depends on when its spikes arrive" if leaks else "cannot be converted"
     raise CascError(f"{name}: {kind} {because}; {_KNOWN}")
+
+
+def _neurons(name: str, node: Any, rise: Tensor, levels: int) -> nn.Module:
+    """Neurons whose potential rises by ``rise`` times the current in a step."""
+    reset = _values(name, "v_reset", node.v_reset)
+    if reset.any():
+        raise CascError(f"{name}: resets to {float(reset[reset != 0][0]):g}; use v_reset 0, which stands for subtracting the threshold")
+    threshold = _values(name, "v_threshold", node.v_threshold) / rise
+    if not (rise > 0).all() or not (threshold > 0).all():
+        raise CascError(f"{name}: r * dt or v_threshold is not above 0; make them positive")
+    return IntegrateAndFire(levels, threshold)
 
 
 def _filled(module: nn.Module, node: Any) -> nn.Module:

@@ -557,7 +557,7 @@ class _Walk:
     def _size(self, value: _Value, kernel: Any, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
         sizes = [(of + 2 * p - int(k)) // s + 1 for of, k, s, p in zip(value.dims[1:], kernel, stride, padding, strict=True)]
         if min(sizes) < 1 or any(p >= int(k) for p, k in zip(padding, kernel, strict=True)):
-            self._refuse(f"a kernel of {_sizes(kernel)}, padding {_sizes(padding)}, does not fit the map of {_sizes(value.dims)}; change it")
+            self._refuse(f"a kernel of {_sizes(kernel)}, padding {_sizes(padding)}, does not fit ({_sizes(value.dims)}); use another")
         return sizes[0], sizes[1]
 
     def _pooled(self, inputs: list[Any], attributes: dict[str, Any], kind: Literal["average", "max"]) -> _Value:
@@ -653,14 +653,15 @@ class _Walk:
             theta, shift = step / unit, piece.bias[channel] / unit
             solver = _Solver(theta, shift, low, high, rows, self.levels, pixels)
             if (solved := solver.solve(mode)) is None:
+                of = f" of {piece.follows}" if piece.follows else ""
                 if mode in ("ROUND", "HALF_EVEN") and solver.solve("HALF_UP"):
                     self._refuse(
-                        f"of channel {channel} sums can lie midway between two levels; {mode} takes the even one, no neuron does; "
+                        f"sums of channel {channel}{of} can lie midway between two levels; {mode} takes the even one, no neuron does; "
                         f"use the rounding_mode FLOOR or HALF_UP, or move its bias by {float(unit) / 4:.6g}, a quarter of the sums' unit"
                     )
                 self._refuse(
-                    f"of channel {channel} no integer threshold gives the {self.levels} levels, of {float(step):.6g} each and the sums in "
-                    f"units of {float(unit):.6g}, with 8-bit weights; train with power-of-two scales, or fewer levels or weight bits"
+                    f"for channel {channel}{of} no integer threshold gives {self.levels} levels, of {float(step):.6g} each and the sums "
+                    f"in units of {float(unit):.6g}, with 8-bit weights; train with power-of-two scales, or fewer levels or weight bits"
                 )
             found.append(solved)
         multiples, thresholds, shifts = ([of[index] for of in found] for index in range(3))

@@ -192,7 +192,7 @@ def test_usage_errors_end_with_2(arguments: list[str], casc_hw: Any) -> None:
 def test_help_has_examples_and_needs_nothing_heavy(casc_hw: Any) -> None:
     from casc_hw.__main__ import main
 
-    assert {"convert", "evaluate", "plot", "train"} <= set(main.commands)
+    assert set(main.commands) == {"convert", "evaluate", "import", "plot", "train"}
     for name, command in main.commands.items():
         assert f"python -m casc_hw {name}" in (command.help or "")
         assert "rtl_gen" not in (command.help or "")

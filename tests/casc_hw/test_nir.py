@@ -169,6 +169,7 @@ def _uneven() -> np.ndarray:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "leak of r alone": ({"if": nir.LIF(*(np.full((3, 6, 6), of) for of in (np.inf, 1.0, 0.0, 1.0, 0.0)))}, "if: LIF leaks"),
     "leak": ({"if": _leaky()}, "if: LIF leaks"),
     "delay": ({"if": nir.Delay(np.ones((3, 6, 6)))}, "if: Delay cannot be converted"),
     "reset": ({"1": nir.IF(np.ones(5), np.ones(5), np.full(5, -1.0))}, "1: resets to -1"),
@@ -247,3 +248,27 @@ def test_a_network_of_spikingjelly_is_converted_as_the_same_torch_network(tmp_pa
     conv.weight.data, conv.bias.data = conv.weight.data * 2, conv.bias.data * 2
     model = nn.Sequential(conv, ClipQuan(8), nn.AvgPool2d(2), nn.Flatten(), dense, ClipQuan(8), out)
     assert from_nir(tmp_path / "net.nir", levels=8, dt=1e-4).digest == convert(model, input_shape=(1, 8, 8)).net.digest
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_of_snntorch_are_converted_as_the_same_torch_network(tmp_path: Path) -> None:
+    snn = pytest.importorskip("snntorch")
+    from snntorch.export_nir import export_to_nir
+
+    def leaky(shape: tuple[int, ...], theta: float) -> nn.Module:
+        fires: nn.Module = snn.Leaky(beta=torch.ones(shape), threshold=torch.full(shape, theta), init_hidden=True)
+        return fires
+
+    conv, dense, out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 5), nn.Linear(5, 3)
+    pools = (nn.AvgPool2d(2, 2), nn.Flatten())
+    net = nn.Sequential(conv, leaky((4, 8, 8), 0.5), *pools, dense, leaky((5,), 1.0), out)
+    graph = export_to_nir(net, torch.rand(1, 1, 8, 8), ignore_dims=[0])
+    conv.weight.data, conv.bias.data = conv.weight.data * 2, conv.bias.data * 2
+    model = nn.Sequential(conv, ClipQuan(8), *pools, dense, ClipQuan(8), out)
+    net_of = from_nir(_rewritten(graph, tmp_path / "net.nir"), levels=8)
+    assert net_of.digest == convert(model, input_shape=(1, 8, 8)).net.digest
+
+    leaks = snn.Leaky(beta=torch.full((5,), 0.9), threshold=torch.ones(5), init_hidden=True)
+    leaking = nn.Sequential(nn.Linear(6, 5), leaks, nn.Linear(5, 3))
+    with pytest.raises(CascError, match="1: LIF leaks"):
+        from_nir(export_to_nir(leaking, torch.rand(1, 6), ignore_dims=[0]), levels=8)
