@@ -326,7 +326,7 @@ class _Walk:
             return self._quantised(x, scale.scale, bottom, top, mode)
         value, unit = self._value(x), Fraction(self._number(scale, "scale"))
         if value.pieces is self.raw.pieces:
-            return self._image(unit, top)
+            return replace(self._image(unit, top), dims=value.dims)
         if all(piece.plain and set(piece.terms[0].units) == {unit} and self._top(piece) <= top for piece in value.pieces):
             return value  # it is quantised like this already
         if signed and not value.relu:
@@ -383,6 +383,9 @@ class _Walk:
             integers, scale = integers.T, scale.T
         if scale.size not in (1, scale.shape[0]) or scale.shape[0] not in (1, len(integers)):
             self._refuse(f"its weights have scales of shape {scale.shape}; use one, or one per output")
+        top = 1 << (WEIGHT_BITS[-1] - 1)
+        if integers.min() < -top or integers.max() >= top:
+            self._refuse(f"its weights are {integers.min()} to {integers.max()} times their scale; quantise them to 8 signed bits or fewer")
         scales = np.broadcast_to(scale.reshape(-1), len(integers)).tolist()
         return torch.from_numpy(integers.copy()), [Fraction(unit) for unit in scales]
 
@@ -447,6 +450,8 @@ class _Walk:
 
     def _norm(self, inputs: list[Any], attributes: dict[str, Any]) -> _Value:
         value = self._linear(inputs[0])
+        if attributes.get("training_mode", 0):
+            self._refuse("is in training mode; export the model in eval mode")
         gamma, beta, mean, variance = (self._constant(of, "statistic").fractions() for of in inputs[1:5])
         if any(len(of) != value.dims[0] for of in (gamma, beta, mean, variance)):
             self._refuse(f"has {len(gamma)} channels, but {value.dims[0]} arrive; fix the sizes")
@@ -502,6 +507,8 @@ class _Walk:
     # Shapes
 
     def _same(self, inputs: list[Any], attributes: dict[str, Any]) -> Any:
+        if len(inputs) > 2 and inputs[2] is not None and self._number(inputs[2], "training mode"):
+            self._refuse("is in training mode; export the model in eval mode")
         return inputs[0]
 
     def _transpose(self, inputs: list[Any], attributes: dict[str, Any]) -> _Constant:

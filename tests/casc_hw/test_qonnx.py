@@ -233,6 +233,15 @@ def test_the_image_is_the_quantisers_integers_or_a_share_of_its_largest() -> Non
         held_to_qonnx(model, net)
 
 
+def test_an_image_may_be_flattened_before_its_quantiser() -> None:
+    graph = Graph(1, 2, 2)
+    x = graph.quant(graph.add("Flatten", "image"), 0.25, 2)
+    model = graph.model(graph.dense(graph.quant(graph.dense(x, 3, 4), 0.125, 2), 2, 3))
+    net = from_qonnx(model)
+    assert (net.input_shape, net.input_max) == ((1, 2, 2), 3)
+    assert [tuple(layer.synapses[0].weight.shape) for layer in net.layers] == [(3, 4), (2, 3)]
+
+
 def test_the_shape_of_an_image_may_be_given() -> None:
     graph = small()
     model = graph.model(graph.result)
@@ -299,6 +308,10 @@ def _out(graph: Graph, x: str, **changed: Any) -> str:
     return graph.dense(graph.add("Flatten", x), 3, 4, **changed)
 
 
+def _norm(graph: Graph, x: str, channels: int, **changed: Any) -> str:
+    return graph.add("BatchNormalization", x, *[graph.constant(np.ones(channels))] * 4, **changed)
+
+
 def _again(graph: Graph, x: str, scale: Any, bits: float, **changed: Any) -> str:
     return _out(graph, graph.quant(x, scale, bits, **changed))
 
@@ -319,6 +332,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scale inf": (lambda: _with(result=lambda g, x: _again(g, x, np.inf, 3)), r"the tensor 'c\d+' holds inf"),
     "rounding": (lambda: _with(result=lambda g, x: _again(g, x, 2.0, 3, mode="SLOPPY")), r"quant\d+: rounds by 'SLOPPY'"),
     "channel scales": (lambda: _with(result=lambda g, x: _again(g, x, [1.0, 2.0], 3)), r"quant\d+: its scale is 2 different numbers"),
+    "wide weights": (lambda: _with(result=lambda g, x: _out(g, x, bits=9)), r"gemm\d+: its weights are -?\d+ to 255 times their scale"),
+    "dropout": (lambda: _with(result=lambda g, x: g.add("Dropout", x, g.constant(0.5), g.constant(1))), r"dropout\d+: is in training"),
+    "norm": (lambda: _with(result=lambda g, x: _norm(g, x, 4, training_mode=1)), r".*in training"),
+    "statistics": (lambda: _with(result=lambda g, x: _norm(g, x, 3)), r".*has 3 channels"),
     "float weights": (_float_weights, r"gemm\d+: its weights are not quantised"),
     "no activation": (lambda: _with(result=lambda g, x: _conv(g, g.conv(x, 4, 4, 1, 1))), "conv.*: follows conv.* with no"),
     "relu": (lambda: _with(result=lambda g, x: _out(g, g.add("Relu", g.conv(x, 4, 4, 1, 1)))), "flatten.*|gemm.*: takes what a Relu"),
