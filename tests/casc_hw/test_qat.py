@@ -171,7 +171,7 @@ def test_counts_and_sums_are_the_converted_networks(name: str, bits: int) -> Non
     answer = quantised_ann(net, images)
     assert torch.equal((output * net.levels * (net.readout.scale or 0)).round().to(torch.int64), answer.sums)
     rounded = {key: value.detach() for key, value in tuned.rounded().items() if key.endswith("weight")}
-    off = max(float((value - model.get_parameter(key)).norm() / value.norm()) for key, value in rounded.items())
+    off = max(float((value - model.get_parameter(key).detach()).norm() / value.norm()) for key, value in rounded.items())
     assert bits == 2 or off < {8: 0.02, 4: 0.25}[bits]  # folded scales and all, the weights are the model's
     for count in answer.counts:
         assert len(count.unique()) > 1
