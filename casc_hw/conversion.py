@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import lcm, prod
 from typing import Any, Literal, NoReturn
 
@@ -42,7 +43,8 @@ _BATCH = 7919
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _RELUS = (nn.ReLU, nn.ReLU6)
 _CONVERTIBLE = (
-    "use Conv2d, Linear, BatchNorm, ClipQuan, ReLU, ReLU6, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, add, cat, Flatten, Dropout or Identity"
+    "use Conv2d, Linear, BatchNorm, ClipQuan, ReLU, ReLU6, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, add, cat, slices, "
+    "Flatten, Dropout or Identity"
 )
 
 
@@ -288,6 +290,9 @@ class _Term:
 
     ``weight``, float64: (O, inputs) or (O, I // groups, kh, kw) of a ``module``; or, of a scaled identity, which has no module,
     (C, 1, 1), or (C, H, W) where it differs over the map.
+
+    ``at``: None where all of the source is taken, as it is. Else int64: of an identity (C, H, W), what is taken of the source
+    flattened; of a module (O, inputs) or (1, inputs), the places of its weights in rows of zeros of shape ``room``, for all of the source.
     """
 
     source: str
@@ -297,13 +302,24 @@ class _Term:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
+    at: Tensor | None = None
+    room: tuple[int, ...] = ()
 
     @property
     def pointwise(self) -> bool:
         """Commutes with an average."""
         if not self.module:
             return True
-        return self.weight.ndim == 4 and (*self.weight.shape[2:], *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
+        kernel = (self.weight.shape if self.at is None else self.room)[-2:]
+        return self.weight.ndim == 4 and (*kernel, *self.stride, *self.padding) == (1, 1, 1, 1, 0, 0)
+
+    def reaching(self, integers: Tensor) -> Tensor:
+        """``integers``, of the shape of ``weight``, as they reach all of the source: among zeros."""
+        if self.at is None:
+            return integers
+        rows = integers.flatten(1)
+        full = torch.zeros(len(rows), prod(self.room), dtype=rows.dtype)
+        return full.scatter_(1, self.at.expand(len(rows), -1), rows).reshape(len(rows), *self.room)
 
 
 @dataclass(frozen=True)
@@ -343,11 +359,13 @@ class _Value:
     """A tensor of the model: ``pieces`` along the channels; ``dims`` is its shape without the batch.
 
     ``waiting``: max pools of a sum, which are taken behind the activation that follows, for which it makes no difference.
+    ``places``: None, or which of the numbers of ``pieces``, in order, the tensor has, int64 of shape ``dims``: see `_Walk._tensor`.
     """
 
     pieces: tuple[_Piece, ...]
     dims: tuple[int, ...]
     waiting: tuple[_Window, ...] = ()
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -480,10 +498,10 @@ class _Walk:
     # Linear operators
 
     def _tensor(self, value: Any) -> _Value:
-        """``value``, which must be a tensor."""
+        """``value``, which must be a tensor, in pieces along its channels again."""
         if not isinstance(value, _Value):
             self._refuse(f"takes a {type(value).__name__}, not a tensor; {_CONVERTIBLE}")
-        return value
+        return value if value.places is None else self._taken(value, value.places)
 
     def _ended(self, value: Any) -> _Value:
         """``value``, for which no max pool may wait."""
@@ -548,7 +566,7 @@ class _Walk:
                 made.append((terms, shift + bias[groups]))
             low = high
         if module.groups == 1:
-            made = [(tuple(term for terms, _ in made for term in terms), bias + torch.stack([shift for _, shift in made]).sum(0))]
+            made = [(_joined(term for terms, _ in made for term in terms), bias + torch.stack([shift for _, shift in made]).sum(0))]
         done = tuple(_Piece(terms, shift[:, None, None], (len(shift), *size)) for terms, shift in made)
         return _Value(done, (len(weight), *size))
 
@@ -571,20 +589,55 @@ class _Walk:
                 "pads with zeros what a BatchNorm or sum has shifted, which no bias can repeat; use padding 0 or normalise after it"
             )
         terms = tuple(
-            _Term(
-                term.source,
-                weight * by_weight(self._even(term.weight, "the scale of what it takes")),
-                self.where,
-                self.order,
-                _pair(module.stride),
-                padding,
-                groups,
+            self._placed(
+                _Term(
+                    term.source,
+                    weight * by_weight(self._even(term.weight, "the scale of what it takes")),
+                    self.where,
+                    self.order,
+                    _pair(module.stride),
+                    padding,
+                    groups,
+                ),
+                term.at,
             )
             for term in piece.terms
         )
         if not shift.any():
             return terms, torch.zeros(len(weight), dtype=torch.float64)
         return terms, (weight * by_weight(self._even(shift, "the bias of what it takes"))).sum((1, 2, 3))
+
+    def _placed(self, term: _Term, taken: Tensor | None) -> _Term:
+        """A convolution of what was ``taken`` of its source, (C, H, W), as one of the whole source that has zeros among its weights."""
+        if taken is None:
+            return term
+        source = self.maps[term.source].shape
+        channels = taken[:, 0, 0] // prod(source[1:])
+        rows, columns = taken[0, :, 0] // source[2] % source[1], taken[0, 0] % source[2]
+        if not torch.equal(taken, (channels[:, None, None] * source[1] + rows[:, None]) * source[2] + columns):
+            self._refuse(f"convolves what was taken of {term.source} out of order; use slices along the channels, height and width alone")
+        down, across = (
+            self._along(term, axis, places, source[1 + axis], taken.shape[1 + axis]) for axis, places in enumerate((rows, columns))
+        )
+        outputs, per_group, room = len(term.weight), term.weight.shape[1], (source[0], down[1], across[1])
+        group = torch.arange(outputs) // (outputs // term.groups)
+        channels = channels[group[:, None] * per_group + torch.arange(per_group)] if term.groups > 1 else channels[None]
+        at = (channels[:, :, None, None] * room[1] + down[0][:, None]) * room[2] + across[0]
+        return replace(term, stride=(down[2], across[2]), padding=(down[3], across[3]), groups=1, at=at.flatten(1), room=room)
+
+    def _along(self, term: _Term, axis: int, places: Tensor, size: int, taken: int) -> tuple[Tensor, int, int, int]:
+        """Along one axis of a map of ``size``: where the weights are in a longer kernel, its length, stride and padding."""
+        kernel, stride, padding = term.weight.shape[2 + axis], term.stride[axis], term.padding[axis]
+        if torch.equal(places, torch.arange(size)):
+            return torch.arange(kernel), kernel, stride, padding
+        if padding:
+            self._refuse(f"pads with zeros a slice of {term.source}, beside which there are none; use padding 0, or slice behind it")
+        first, step = int(places[0]), int(places[1] - places[0]) if taken > 1 else 1
+        if step < 1 or not torch.equal(places, first + step * torch.arange(taken)):
+            self._refuse(f"convolves what was taken of {term.source} out of order; use slices along the channels, height and width alone")
+        at, outputs = first + step * torch.arange(kernel), (taken - kernel) // stride + 1
+        # The least kernel that is placed as often as the weights are along the slice
+        return at, max(int(at[-1]) + 1, size + 1 - outputs * stride * step), stride * step, 0
 
     def _padding(self, module: nn.Conv2d) -> tuple[int, int]:
         kernel = _pair(module.kernel_size)
@@ -625,10 +678,13 @@ class _Walk:
         for piece in pieces:
             spread = weight[:, low : low + prod(piece.shape)].reshape(-1, *piece.shape)
             low += prod(piece.shape)
-            terms += [_Term(term.source, (spread * term.weight).flatten(1), self.where, self.order) for term in piece.terms]
+            for term in piece.terms:
+                at = None if term.at is None else term.at.reshape(1, -1)
+                room = () if at is None else (prod(self.maps[term.source].shape),)
+                terms.append(_Term(term.source, (spread * term.weight).flatten(1), self.where, self.order, at=at, room=room))
             if piece.bias.any():
                 bias = bias + (spread * piece.bias).sum((1, 2, 3))
-        return _Value((_Piece(tuple(terms), bias[:, None, None], (len(bias), 1, 1)),), (len(bias),))
+        return _Value((_Piece(_joined(terms), bias[:, None, None], (len(bias), 1, 1)),), (len(bias),))
 
     def _norm(self, input: Any, *, module: nn.BatchNorm1d | nn.BatchNorm2d) -> _Value:
         value = self._ended(input)
@@ -677,7 +733,7 @@ class _Walk:
         for one, two in zip(value.pieces, added.pieces, strict=True):
             terms = list(one.terms)
             for term in two.terms:
-                twin = next((at for at, of in enumerate(terms) if not of.module and not term.module and of.source == term.source), None)
+                twin = next((at for at, of in enumerate(terms) if not (of.module or term.module) and _same_places(of, term)), None)
                 if twin is None:
                     terms.append(term)
                 else:
@@ -707,26 +763,73 @@ class _Walk:
         return input
 
     def _shape(self, method: str, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """What ``method`` of a tensor in that shape says: sizes as they are, a reshape as a value, if only its dims change."""
+        """What ``method`` of a tensor in that shape says: sizes as they are; a tensor, or several, of numbers of ``input`` as values."""
         if not isinstance(input, _Value):
             self._cannot()
-        tensor = torch.empty((_BATCH, *input.dims), device="meta")
+
+        def said(tensor: Tensor, batch: int) -> Any:
+            given = fx.node.map_aggregate((args, kwargs), lambda of: batch if type(of) is int and of == _BATCH else of)
+            return getattr(tensor, method)(*given[0], **given[1])
+
         try:
-            said = getattr(tensor, method)(*args, **kwargs)
-        except (RuntimeError, TypeError, IndexError) as error:
+            seen = said(torch.empty((_BATCH, *input.dims), device="meta"), _BATCH)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise CascError(
-                f"{self.where}: {method} of a tensor of shape (N, {_sizes(input.dims)}) fails ({_line(error)}); fix it"
+                f"{self.where}: {method.strip('_')} of a tensor of shape (N, {_sizes(input.dims)}) fails ({_line(error)}); fix it"
             ) from error
-        if not isinstance(said, Tensor):
-            return said
-        dims = tuple(said.shape[1:])
+        single = isinstance(seen, Tensor)
+        parts = [seen] if single else seen
+        if not isinstance(parts, (tuple, list)) or not all(isinstance(part, Tensor) for part in parts):
+            return seen
         whole = input.pieces[0].shape if len(input.pieces) == 1 else (input.dims[0], 1, 1)
         square = len(input.pieces) == 1 or all(piece.shape[1:] == (1, 1) for piece in input.pieces)
-        kept = dims == input.dims or len(dims) == 1 or (dims == whole and square and not input.waiting)
-        if said.shape[0] != _BATCH or not kept:
-            shown = _sizes(("N" if size == _BATCH else size) for size in said.shape)
-            self._refuse(f"{method} from (N, {_sizes(input.dims)}) to ({shown}) cannot be converted; only flattening to (N, -1) can")
-        return replace(input, dims=dims)
+        if single and method in _RESHAPES and seen.shape[0] == _BATCH and input.places is None:
+            dims = tuple(seen.shape[1:])
+            if dims == input.dims or len(dims) == 1 or (dims == whole and square and not input.waiting):
+                return replace(input, dims=dims)
+        if input.places is None:
+            input = self._ended(input)
+        if follows := next((piece.follows for piece in input.pieces if piece.follows), ""):
+            self._refuse(f"takes apart the sums of {follows}, which no activation ended; put ClipQuan or ReLU between")
+        for part in parts:
+            if part.ndim < 2 or part.shape[0] != _BATCH or 0 in part.shape:
+                shown = _sizes(("N" if size == _BATCH else size) for size in part.shape)
+                self._refuse(
+                    f"{method.strip('_')} from (N, {_sizes(input.dims)}) to ({shown}) cannot be converted; leave the batch, N, as it is"
+                )
+        places = torch.arange(prod(input.dims)).reshape(input.dims) if input.places is None else input.places
+        taken = said(places[None], 1)
+        made = tuple(replace(input, dims=tuple(part.shape[1:]), places=part[0]) for part in ([taken] if single else taken))
+        return made[0] if single else made
+
+    def _taken(self, value: _Value, places: Tensor) -> _Value:
+        """What is at ``places``, int64, of the numbers of ``value`` in order, in the shape of ``places``."""
+        dims = tuple(places.shape)
+        places = places.reshape(*dims[:2], *[1] * (3 - len(dims)), *([-1] if len(dims) > 2 else []))
+        if int(places.flatten().bincount().max()) > 1:
+            self._refuse("takes a number several times; take each once")
+        ends = torch.tensor([prod(piece.shape) for piece in value.pieces]).cumsum(0)
+        owner = torch.bucketize(places.contiguous(), ends, right=True)
+        if not torch.equal(owner, owner[:, :1, :1].expand_as(owner)):
+            self._refuse(f"mixes the parts of a concatenation ({_parts(value.pieces)}); put an activation behind the concatenation")
+        pieces, low = [], 0
+        for index, run in groupby(owner[:, 0, 0].tolist()):
+            piece = value.pieces[index]
+            high = low + len(list(run))
+            local = places[low:high] - (int(ends[index]) - prod(piece.shape))
+            low = high
+
+            def of(tensor: Tensor, piece: _Piece = piece, local: Tensor = local) -> Tensor:
+                return _uniform(tensor.expand(piece.shape).flatten()[local])
+
+            terms = []
+            for term in piece.terms:
+                at = local if term.at is None else term.at.flatten()[local]
+                shape = self.maps[term.source].shape
+                all_of_it = at.shape == shape and torch.equal(at.flatten(), torch.arange(prod(shape)))
+                terms.append(replace(term, weight=of(term.weight), at=None if all_of_it else at))
+            pieces.append(_Piece(tuple(terms), of(piece.bias), _map_shape(local.shape)))
+        return _Value(tuple(pieces), dims)
 
     def _attribute(self, input: Any, name: str) -> Any:
         if name not in ("shape", "ndim", "dtype", "device"):
@@ -778,8 +881,8 @@ class _Walk:
             self._refuse(
                 f"takes the maximum of averages ({self.maps[term.source].made_by}), but needs single neurons; put ClipQuan between"
             )
-        source = self._pool("max", term.source, window)
-        return replace(piece, terms=(replace(term, source=source),), shape=self.maps[source].shape)
+        term = self._behind(term, self._pool("max", term.source, window))
+        return replace(piece, terms=(term,), shape=(piece.shape[0], *self.maps[term.source].shape[1:]))
 
     def _average(
         self,
@@ -813,7 +916,7 @@ class _Walk:
                     if term.source == IMAGE:
                         self._refuse("pools the image, but only what neurons emit can be pooled; shrink the images beforehand")
                     pooled[term.source] = self._pool("average", term.source, window)
-                terms.append(replace(term, source=pooled[term.source]))
+                terms.append(self._behind(term, pooled[term.source]))
             pieces.append(replace(piece, terms=tuple(terms), shape=(piece.shape[0], *size)))
         if divisor_override is not None:
             gain = torch.tensor(prod(window.kernel) / divisor_override, dtype=torch.float64)
@@ -845,6 +948,17 @@ class _Walk:
         unit = of.unit * prod(window.kernel) if kind == "average" else of.unit
         self.maps[name] = _Map((of.shape[0], *size), unit, of.depth, of.averaged or kind == "average", self.where)
         return name
+
+    def _behind(self, term: _Term, pool: str) -> _Term:
+        """``term`` of what ``pool`` makes of its source."""
+        at = term.at
+        if at is not None and not term.module:
+            before, after = self.maps[term.source].shape, self.maps[pool].shape
+            channels = at[:, :1, :1] // prod(before[1:])
+            if not torch.equal(at, channels * prod(before[1:]) + torch.arange(prod(before[1:])).reshape(before[1:])):
+                self._refuse(f"pools a part of the map of {term.source}; pool all of it, and slice behind")
+            at = channels * prod(after[1:]) + torch.arange(prod(after[1:])).reshape(after[1:])
+        return replace(term, source=pool, at=at)
 
     # Layers
 
@@ -923,6 +1037,9 @@ class _Walk:
         deepest = max(piece.terms, key=lambda term: (bool(term.module), self.maps[term.source].depth, term.order))
         name = self._unique(deepest.module or self.where)
         sources = [term.source for term in piece.terms]
+        for term in piece.terms:
+            if term.at is not None and not term.module:
+                self._refuse(f"a slice of {term.source} is added to the sum, or activated, without weights; put a Linear or Conv2d between")
         if IMAGE in sources:
             if self.image_layer:
                 raise CascError(f"{name}: takes the image, which {self.image_layer} takes already; only the first layer may")
@@ -945,7 +1062,7 @@ class _Walk:
             errors.append(float((integers * unit / one - weight).norm() / weight.norm().clamp(min=1e-30)))
             width = int(integers.abs().max()).bit_length() + 1 if width is None else width
             groups = term.groups if term.module else piece.shape[0]
-            synapses.append(Synapses(term.source, integers, width, term.stride, term.padding, groups))
+            synapses.append(Synapses(term.source, term.reaching(integers), width, term.stride, term.padding, groups))
         self.errors[name] = max(errors)
         self.nodes.append(Layer(name, tuple(synapses), rounded.bias, rounded.threshold, rounded.scale))
         depth = 1 + max(self.maps[source].depth for source in sources)
@@ -972,6 +1089,10 @@ def _reshaper(method: str) -> Callable[..., Any]:
     return lambda walk, input, *args, **kwargs: walk._shape(method, input, *args, **kwargs)
 
 
+_RESHAPES = ("view", "reshape", "flatten", "squeeze", "unsqueeze")
+"""Methods that leave the order of the numbers as it is."""
+_TAKES = ("select", "narrow", "unbind", "chunk", "split", "tensor_split", "transpose", "swapaxes", "permute", "movedim")
+"""Methods that take some of the numbers, or take them in another order."""
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), _Walk._relu),
     F.relu6: _Walk._relu6,
@@ -984,8 +1105,9 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _Walk._dropout),
     "contiguous": _Walk._same,
     getattr: _Walk._attribute,
-    **{method: _reshaper(method) for method in ("view", "reshape", "flatten", "squeeze", "unsqueeze", "size", "dim")},
-    **{getattr(torch, method): _reshaper(method) for method in ("reshape", "flatten", "squeeze", "unsqueeze")},
+    operator.getitem: _reshaper("__getitem__"),
+    **{method: _reshaper(method) for method in (*_RESHAPES, *_TAKES, "size", "dim")},
+    **{getattr(torch, method): _reshaper(method) for method in (*_RESHAPES[1:], *_TAKES)},
 }
 """By the function, or the name of the method of a tensor."""
 _POOLS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -996,7 +1118,10 @@ _POOLS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
 """Handler, and the module's attributes that are its parameters."""
 _LOOKS = ("size", "dim", getattr)
 """Operations that only ask for a tensor's shape."""
-_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze)
+_VIEWS = (
+    *("contiguous", operator.getitem, *_RESHAPES, *_TAKES),
+    *(getattr(torch, method) for method in (*_RESHAPES[1:], *_TAKES)),
+)
 """Operations whose result may share its numbers with what they take."""
 
 
@@ -1130,7 +1255,7 @@ def _classes(net: IntegerNet, output: Tensor) -> Tensor:
     return to_wire(output.flatten(1), net.shapes[net.readout.name]).argmax(1).cpu()
 
 
-def _map_shape(shape: tuple[int, ...]) -> MapShape:
+def _map_shape(shape: Sequence[int]) -> MapShape:
     """(C, H, W) of an image."""
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
@@ -1145,6 +1270,29 @@ def _uniform(part: Tensor) -> Tensor:
 def _pair(value: Any) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) or value is None else tuple(value) * (1 if len(value) > 1 else 2)
     return pair[0], pair[1]
+
+
+def _joined(terms: Iterable[_Term]) -> tuple[_Term, ...]:
+    """``terms`` of one module, fewer where several take other parts of one source."""
+    done: list[_Term] = []
+    for term in terms:
+        for index, other in enumerate(done):
+            if other.at is None or term.at is None or (other.source, other.groups) != (term.source, term.groups):
+                continue
+            if (other.stride, other.padding, other.room) != (term.stride, term.padding, term.room):
+                continue
+            at = torch.cat([of.at.expand(max(len(other.at), len(term.at)), -1) for of in (other, term) if of.at is not None], 1)
+            if all(int(row.bincount().max()) == 1 for row in at):
+                done[index] = replace(other, weight=torch.cat([other.weight, term.weight], 1), at=at)
+                break
+        else:
+            done.append(term)
+    return tuple(done)
+
+
+def _same_places(one: _Term, two: _Term) -> bool:
+    """Whether two identities take the same of one source."""
+    return one.source == two.source and (one.at is two.at or (one.at is not None and two.at is not None and torch.equal(one.at, two.at)))
 
 
 def _sizes(dims: Any) -> str:

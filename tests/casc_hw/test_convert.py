@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from casc_hw import CascError, ClipQuan, IntegerNet, convert, quantised_ann
+from casc_hw import CascError, ClipQuan, IntegerNet, convert, quantised_ann, simulate
 from casc_hw.conversion import MAX_THRESHOLD, round_layer
 from casc_hw.network import Layer, Pool
 
@@ -383,6 +383,23 @@ def _dense(m: Any, x: Any) -> Any:
     return m.fc(m.act(m.last(x)).mean((2, 3)))
 
 
+def _elman(m: Any, x: Any) -> Any:
+    """A recurrent network, unrolled."""
+    e = m.act(m.embed(x))
+    h = m.act(m.wx(e[:, :, 0, 0]))
+    for t in range(1, 5):
+        h = m.act(m.wx(e[:, :, t, 0]) + m.wh(h))
+    return m.out(h)
+
+
+def _shuffled(m: Any, x: Any) -> Any:
+    """As in ShuffleNet: half of the channels go by, and the halves are shuffled."""
+    a, b = m.act(m.a(x)).chunk(2, 1)
+    y = torch.cat([F.max_pool2d(a, 2, 1), m.act(m.b(F.max_pool2d(b, 2, 1)))], 1)
+    y = y.view(y.size(0), 2, 2, y.size(2), y.size(3)).transpose(1, 2).reshape(y.shape[0], -1, y.size(2), y.size(3))
+    return m.tail(m.act(m.c(y)))
+
+
 def _tail(channels: int, height: int, width: int) -> nn.Sequential:
     return seq(nn.Flatten(), fc(channels * height * width, 5))
 
@@ -614,6 +631,92 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     ),
     "an image that spikes": (lambda: seq(act(), conv(2, 4), act(), _tail(4, 2, 2)), (2, 4, 4), "0(image) 1(0) 3.1(1)"),
     "numbers added": (_net(lambda m, x: m.b(m.act(m.a(x) + 0.25)), a=fc(6, 4), act=act(), b=fc(4, 3)), (6,), "a(image) b(a)"),
+    "a recurrent network": (
+        _net(_elman, embed=conv(1, 4, (1, 6)), act=act(), wx=fc(4, 5), wh=fc(5, 5), out=fc(5, 3)),
+        (5, 6),
+        "embed(image) wx(embed) wh(embed,wx) wh.2(embed,wh) wh.3(embed,wh.2) wh.4(embed,wh.3) out(wh.4)",
+    ),
+    "selections": (
+        _net(
+            lambda m, x: m.c(
+                m.act(m.b((y := m.act(m.a(x))).select(2, 1).select(2, 0)))
+                + torch.select(y, 2, 2)[..., 1]
+                + y.unbind(2)[0].unbind(-1)[3]
+                + y.narrow(3, 2, 1)[:, :, 3].squeeze(-1)
+            ),
+            a=conv(2, 4),
+            act=act(),
+            b=fc(4, 4),
+            c=fc(4, 3),
+        ),
+        (2, 6, 6),
+        "a(image) b(a) c(b,a)",
+    ),
+    "parts of the channels": (
+        _net(
+            lambda m, x: m.tail(
+                m.act(
+                    m.b(m.pool((y := m.act(m.a(x))).split([4, 2], 1)[0]))
+                    + m.c(m.pool(y[:, 1:])[:, 1::2])
+                    + m.d(m.pool(y[:, :3]))
+                    + m.pool(m.e(y[:, [5, 0]]))
+                )
+            ),
+            a=conv(2, 6),
+            act=act(),
+            pool=nn.AvgPool2d(2),
+            b=conv(4, 4, padding=1, groups=2),
+            c=conv(2, 4, 1),
+            d=conv(3, 4, padding=1),
+            e=conv(2, 4, 1),
+            tail=_tail(4, 2, 2),
+        ),
+        (2, 6, 6),
+        "a(image) pool=average(a) pool.2=average(a) pool.3=average(a) pool.4=average(a) e(pool,pool.2,pool.3,pool.4) tail.1(e)",
+    ),
+    "convolutions of parts of the map": (
+        _net(
+            lambda m, x: m.tail(m.act(m.b((y := m.act(m.a(x)))[:, 1:4, 2:7]) + m.c(y[..., 1::2, :8]) + m.d(y[:, :, 3:, 1:]))),
+            a=conv(2, 4),
+            act=act(),
+            b=conv(3, 4, (3, 3), stride=(1, 2)),
+            c=conv(4, 4, (2, 6)),
+            d=conv(4, 4, 3, stride=(1, 2)),
+            tail=_tail(4, 3, 3),
+        ),
+        (2, 10, 10),
+        "a(image) d(a,a,a) tail.1(d)",
+    ),
+    "other orders": (
+        _net(
+            lambda m, x: m.d(
+                torch.cat(
+                    [
+                        m.act(m.b((y := m.act(m.a(x))).permute(0, 2, 3, 1).flatten(1))),
+                        m.act(m.b(torch.cat([y, y[:, :1]], 1)[:, 1:].transpose(2, 3).swapaxes(1, 2).reshape(-1, 48))),
+                        torch.movedim(y, 1, 3).reshape(x.size(0), -1)[:, 5:9],
+                    ],
+                    1,
+                )
+            ),
+            a=conv(2, 3),
+            act=act(),
+            b=fc(48, 4),
+            d=fc(12, 3),
+        ),
+        (2, 6, 6),
+        "a(image) b(a) b.2(a) d(b,b.2,a)",
+    ),
+    "shuffled channels": (
+        _net(_shuffled, a=conv(2, 4), act=act(), b=conv(2, 2, padding=1), c=conv(4, 4, 3), tail=_tail(4, 1, 1)),
+        (2, 6, 6),
+        "a(image) max_pool2d=max(a) max_pool2d_1=max(a) b(max_pool2d_1) c(max_pool2d,b) tail.1(c)",
+    ),
+    "a part of the image": (
+        lambda: Net(lambda m, x: m.b(m.act(m.a(x[:, 1:, 1:4].flatten(1)))), a=fc(30, 4), act=act(), b=fc(4, 3)),
+        (3, 6, 5),
+        "a(image) b(a)",
+    ),
     "a dead branch": (
         _net(lambda m, x: (m.lost(m.act(m.a(x))), m.b(m.act(m.a(x))))[1], a=fc(6, 4), act=act(), b=fc(4, 3), lost=nn.Softmax(1)),
         (6,),
@@ -662,6 +765,35 @@ def test_counts_and_sums_are_those_of_the_float_model(case: str) -> None:
     if "max_pool2d" not in written.split("(image)")[1][:12] and case != "a dead branch":  # a pool may move behind its activation
         assert torch.equal(torch.cat(answer.counts, 1).double(), 8 * torch.cat([tensor.flatten(1) for tensor in emitted], 1))
     assert min(int(counts.max()) for counts in answer.counts) > 0, "says nothing: a layer is silent"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_around_a_slice_disturb_no_rounding(bits: int) -> None:
+    torch.manual_seed(1)
+    model = Net(_elman, embed=nn.Conv2d(1, 4, (1, 6)), act=act(), wx=nn.Linear(4, 5), wh=nn.Linear(5, 5), out=nn.Linear(5, 3)).double()
+    net = convert(model, input_shape=(5, 6), bits=bits).net
+    alone = round_layer("wx", [model.wx.weight.detach()], model.wx.bias.detach(), [bits], [1])
+    both = [model.wx.weight.detach(), model.wh.weight.detach()]
+    used = round_layer("wh", both, (model.wx.bias + model.wh.bias).detach(), [bits, bits], [1, 1])
+    for t, layer in enumerate(net.spiking[1:]):
+        done = used if t else alone
+        full = torch.zeros(5, 4, 5, dtype=torch.int64)
+        full[:, :, t] = done.weights[0]
+        assert torch.equal(layer.synapses[0].weight, full.flatten(1))
+        assert all(map(torch.equal, [of.weight for of in layer.synapses[1:]], done.weights[1:]))
+        assert torch.equal(layer.bias, done.bias)
+        assert layer.threshold is not None
+        assert done.threshold is not None
+        assert torch.equal(layer.threshold, done.threshold)
+
+
+def test_a_recurrent_network_that_slept_answers_as_its_ann() -> None:
+    net, pixels = convert(MODELS["a recurrent network"][0](), input_shape=(5, 6), input_max=16).net, _pixels(30, 5, 6, high=16)
+    wanted, trace = quantised_ann(net, pixels), simulate(net, pixels, record=False)
+    assert trace.settled.all()
+    assert torch.equal(trace.answer.sums, wanted.sums)
+    assert all(map(torch.equal, trace.answer.counts, wanted.counts))
+    assert len(wanted.sums.unique(dim=0)) > 10
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -911,7 +1043,9 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (_way(lambda m, x: torch.sin(m.out(x))), {}, "sin: sin cannot be converted; use"),
     (_way(lambda m, x: m.out(x).log_softmax(1)), {}, r"log_softmax: Tensor\.log_softmax cannot be converted; leave it"),
     (lambda: _named(a=_named(b=Net(lambda m, x: m.fc(x) * 2, fc=FC)), out=OUT), {}, r"mul: mul \(in module a\.b\) cannot be converted"),
-    (_way(lambda m, x: m.out(x)[:, 0]), {}, "getitem: getitem cannot be converted"),
+    (_way(lambda m, x: m.out(x)[:, 0]), {}, "getitem: takes apart the sums of out, which no activation ended; put ClipQuan"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x))[0])), {}, r"getitem: getitem from \(N, 4\) to \(4\) cannot be converted; leave the batch"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x))[:, 9])), {}, r"getitem: getitem of a tensor of shape \(N, 4\) fails \(.*; fix it"),
     (_way(lambda m, x: m.out(x.data)), {}, "getattr_1: the attribute 'data' of a tensor"),
     (_Parameter, {}, "gain: is a parameter or buffer that the forward uses itself"),
     (lambda: _named(conv=_OwnConv(2, 4, 3)), MAP, "conv: _OwnConv convolves in a way of its own"),
@@ -924,6 +1058,48 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (_way(lambda m, x: m.out(m.act(m.fc(x))).view(7, 9)), {}, r"view: view of a tensor of shape \(N, 2\) fails \(shape '\[7, 9\]'"),
     (_way(lambda m, x: m.out(m.act(m.fc(x)).mean(1, keepdim=True))), {}, r"mean: takes \(channels, height, width\), but"),
     (_way(lambda m, x: m.out(torch.add(m.act(m.fc(x)), 1, out=x))), {}, "add: got an unexpected keyword argument 'out'"),
+    # slices
+    (
+        _way(lambda m, x: m.out(m.act(x[:, 1:]))),
+        {},
+        "act: a slice of image is added to the sum, or activated, without weights; put a Linear",
+    ),
+    (_way(lambda m, x: m.out(m.act(m.fc(y := m.act(m.fd(x))) + y[:, [1, 0, 3, 2]]))), {}, "act: a slice of fd is added"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x))[:, [1, 1, 2, 3]])), {}, "out: takes a number several times; take each once"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x).split(2, 1)[1]))), {}, "split: takes apart the sums of fc"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x[m.act(x)])))), {}, r"getitem: getitem of a tensor of shape \(N, 4\) fails"),
+    (
+        _net(lambda m, x: m.b(m.act(m.a(x))[:, :, 1:]), a=conv(2, 4), act=act(), b=conv(4, 4, padding=1)),
+        MAP,
+        "b: pads with zeros a slice of a,",
+    ),
+    (_net(lambda m, x: m.b(m.act(m.a(x)).mT), a=conv(2, 4), act=act(), b=conv(4, 4)), MAP, "getattr_1: the attribute 'mT' of a tensor"),
+    (
+        _net(lambda m, x: m.b(m.act(m.a(x)).transpose(2, 3)), a=conv(2, 4), act=act(), b=conv(4, 4)),
+        MAP,
+        "b: convolves what was taken of a out of",
+    ),
+    (
+        _net(lambda m, x: m.b(m.act(m.a(x))[:, :, [0, 1, 3]]), a=conv(2, 4), act=act(), b=conv(4, 4)),
+        MAP,
+        "b: convolves what was taken of a out of order",
+    ),
+    (
+        _net(lambda m, x: m.b(F.max_pool2d(m.act(m.a(x))[:, :, 1:], 2)), a=conv(2, 4), act=act(), b=conv(4, 4, 1)),
+        MAP,
+        "max_pool2d: pools a part of the map of a; pool all of it",
+    ),
+    (
+        _net(
+            lambda m, x: m.b(torch.cat([y := m.act(m.a(x)), m.act(m.c(y))], 1).transpose(1, 2)),
+            a=conv(2, 4),
+            act=act(),
+            c=conv(4, 3, 1),
+            b=conv(4, 4, 1),
+        ),
+        MAP,
+        r"b: mixes the parts of a concatenation \(4x4x4 \+ 3x4x4\)",
+    ),
     # in place
     (_way(lambda m, x: m.out(m.act((y := m.fc(x)).relu_() + y))), {}, "relu_: works in place on a tensor that add uses too"),
     (

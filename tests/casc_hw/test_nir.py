@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weights nan": ({"2": nir.Linear(np.full((4, 5), np.nan))}, "2: weight.* is nan"),
     "weights of 3 dimensions": ({"2": nir.Linear(np.ones((2, 4, 5)))}, "2: is no Linear that torch could build"),
     "sizes": ({"2": nir.Linear(_draw(4, 7))}, "2: takes 7 inputs, but 5 arrive"),
-    "part flattened": ({"flatten": nir.Flatten(np.array([3, 3, 3]), 1, -1)}, "flatten: flatten from"),
+    "part flattened": ({"flatten": nir.Flatten(np.array([3, 3, 3]), 1, -1)}, "0: takes a flat tensor, but one of shape"),
     "no neuron": ({"1": nir.Scale(np.ones(5))}, "2: follows 0 with no activation between"),
     "scale": ({"pool": nir.Scale(_uneven())}, "pool: its scale differs within a channel"),
     "graph within": ({"1": nir.NIRGraph({}, [], type_check=False)}, "1: NIRGraph cannot be converted"),

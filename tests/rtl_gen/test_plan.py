@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import boards
-from casc_hw import CascError, IntegerNet, Layer, Synapses, quantised_ann, simulate
+from casc_hw import CascError, ClipQuan, IntegerNet, Layer, Synapses, convert, quantised_ann, simulate
 from casc_hw.data import load_images
 from casc_hw.network import IMAGE
 from rtl_gen.budget import Budget
@@ -54,6 +54,31 @@ def convolutional(channels: int = 12, size: int = 10) -> IntegerNet:
 
 
 CONV = convolutional()
+
+
+class Elman(torch.nn.Module):
+    """A recurrent network, unrolled over the four rows of its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.wx, self.wh, self.out = torch.nn.Conv2d(1, 4, (1, 6)), *(torch.nn.Linear(4, size) for size in (4, 4, 3))
+        self.clip = ClipQuan(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e = self.clip(self.embed(x))
+        h = self.clip(self.wx(e[:, :, 0, 0]))
+        for t in range(1, 4):
+            h = self.clip(self.wx(e[:, :, t, 0]) + self.wh(h))
+        return self.out(h)
+
+
+@pytest.mark.parametrize("code", ["spike", "count"])
+def test_a_recurrent_network_fits(code: Any) -> None:
+    torch.manual_seed(0)
+    net = convert(Elman(), input_shape=(4, 6)).net
+    plan = make_plan(net, SMALL, Options(code=code))
+    assert [layer.name for layer in net.layers] == ["embed", "wx", "wh", "wh.2", "wh.3", "out"]
+    assert len(plan.spec.layers) == 6
 
 
 @pytest.mark.parametrize("code", ["spike", "count"])
