@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 @click.option("--sleep", type=int, help="Most sleep steps [default: until silence, exact].")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Images (.npy or .npz) as pixels; needed for ReLU.")
 @click.option("--percentile", type=float, default=0.999, show_default=True, help="Of a ReLU's calibration activations.")
+@click.option("--per-channel", is_flag=True, help="A percentile for each channel, rather than each layer.")
 @click.option("--name", help="Of the network [default: the output file's].")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("converted.pt"), show_default=True)
 @json_option
@@ -88,6 +90,7 @@ def _convert(
     sleep: int | None,
     calibrate: Path | None,
     percentile: float,
+    per_channel: bool,
     name: str | None,
     out: Path,
     as_json: bool,
@@ -121,14 +124,24 @@ def _convert(
         sleep=sleep,
         calibration=calibration,
         percentile=percentile,
+        per_channel=per_channel,
     )
     done.net.save(out)
     if as_json:
         told = {"file": str(out), "net": done.net.name, "levels": done.net.levels, "digest": done.net.digest}
-        click.echo(json.dumps(told | {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}))
+        told |= {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}
+        told["channel_scales"] = {layer: scales.tolist() for layer, scales in done.channel_scales.items()}
+        click.echo(json.dumps(told | {"losses": {layer: asdict(loss) for layer, loss in done.losses.items()}}))
         return
     rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
-    rows += [(f"{layer}: activation scale", f"{scale:g}") for layer, scale in done.scales.items() if scale != 1]
+    for layer, scale in done.scales.items():
+        least = float(done.channel_scales[layer].min()) if layer in done.channel_scales else scale
+        if (least, scale) != (1, 1):
+            rows.append((f"{layer}: activation scale", f"{scale:g}" if least == scale else f"{least:g} to {scale:g}"))
+    rows += [
+        (f"{layer}: activations off by", f"{loss.total:.2%} (rms; clipped {loss.clipped:.2%}, the rest {loss.rest:.2%})")
+        for layer, loss in done.losses.items()
+    ]
     if done.agreement is not None:
         rows.append(("same class as the float network", f"{done.agreement:.2%} of the calibration images"))
     table(f"{out}: T = {done.net.levels}, digest {done.net.digest[:16]}", rows)
