@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from casc_hw.errors import CascError
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
-    from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
+    from casc_hw.network import IMAGE, FloatNet, IntegerNet, Layer, Pool, Synapses, output_shape, to_wire
     from casc_hw.nir_graph import from_nir, to_nir
     from casc_hw.qat import clip_quant
     from casc_hw.reference import Answer, Trace, events_of, quantised_ann, simulate, sleep_bound
     from casc_hw.spiking import Activity, SpikingNet, Statistics, Step
+    from casc_hw.training import Epoch, Tuned, finetune, fit
     from casc_hw.vectors import save_vectors
 
 _HOME = {
@@ -27,11 +28,12 @@ _HOME = {
     "conversion": ("Conversion", "Loss", "convert"),
     "errors": ("CascError",),
     "fixed": ("Interval",),
-    "network": ("IMAGE", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
+    "network": ("IMAGE", "FloatNet", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
     "nir_graph": ("from_nir", "to_nir"),
     "qat": ("clip_quant",),
     "reference": ("Answer", "Trace", "events_of", "quantised_ann", "simulate", "sleep_bound"),
     "spiking": ("Activity", "SpikingNet", "Statistics", "Step"),
+    "training": ("Epoch", "Tuned", "finetune", "fit"),
     "vectors": ("save_vectors",),
 }
 
@@ -42,6 +44,8 @@ __all__ = [
     "CascError",
     "ClipQuan",
     "Conversion",
+    "Epoch",
+    "FloatNet",
     "IntegerNet",
     "Interval",
     "Layer",
@@ -53,10 +57,13 @@ __all__ = [
     "Step",
     "Synapses",
     "Trace",
+    "Tuned",
     "bounds",
     "clip_quant",
     "convert",
     "events_of",
+    "finetune",
+    "fit",
     "from_nir",
     "output_shape",
     "quantised_ann",

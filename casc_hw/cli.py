@@ -53,6 +53,14 @@ def numbers(option: str, text: str, separator: str, kind: type) -> list[Any]:
         raise click.UsageError(f"--{option}: {text!r} is not numbers separated by {separator!r}") from None
 
 
+def widths(bits: str) -> int | dict[str, int]:
+    """Of ``--bits``: one number, or MODULE=N,MODULE=N."""
+    if "=" in bits:
+        return dict(pairs("bits", bits.split(",")))
+    width: int = numbers("bits", bits, ",", int)[0]
+    return width
+
+
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     click.echo(title)
@@ -109,14 +117,13 @@ def _convert(
     size = tuple(numbers("shape", shape, "x", int))
     model = load_model(factory, weights)
     calibration = None if calibrate is None else load_calibration(calibrate, size, input_max)
-    widths: Any = numbers("bits", bits, ",", int)[0] if "=" not in bits else dict(pairs("bits", bits.split(",")))
     means, stds = numbers("mean", mean, ",", float), numbers("std", std, ",", float)
     done = convert_model(
         model,
         input_shape=size,
         input_max=input_max,
         name=name or out.stem,
-        bits=widths,
+        bits=widths(bits),
         mean=means if len(means) > 1 else means[0],
         std=stds if len(stds) > 1 else stds[0],
         levels=levels,
@@ -130,14 +137,12 @@ def _convert(
     if as_json:
         told = {"file": str(out), "net": done.net.name, "levels": done.net.levels, "digest": done.net.digest}
         told |= {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}
-        told["channel_scales"] = {layer: scales.tolist() for layer, scales in done.channel_scales.items()}
         click.echo(json.dumps(told | {"losses": {layer: asdict(loss) for layer, loss in done.losses.items()}}))
         return
     rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
     for layer, scale in done.scales.items():
-        least = float(done.channel_scales[layer].min()) if layer in done.channel_scales else scale
-        if (least, scale) != (1, 1):
-            rows.append((f"{layer}: activation scale", f"{scale:g}" if least == scale else f"{least:g} to {scale:g}"))
+        span = f"{min(scale):g} to {max(scale):g}, by channel" if isinstance(scale, list) else f"{scale:g}"
+        rows += [(f"{layer}: activation scale", span)] * (scale != 1)
     rows += [
         (f"{layer}: activations off by", f"{loss.total:.2%} (rms; clipped {loss.clipped:.2%}, the rest {loss.rest:.2%})")
         for layer, loss in done.losses.items()

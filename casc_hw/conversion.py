@@ -28,7 +28,20 @@ from torch.nn.parameter import is_lazy
 
 from casc_hw.clipquan import ClipQuan, IntegrateAndFire
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, MAX_SUM, SHORTCUT_BITS, WEIGHT_BITS, IntegerNet, Layer, MapShape, Pool, Synapses, to_wire
+from casc_hw.network import (
+    IMAGE,
+    MAX_LEVELS,
+    MAX_SUM,
+    SHORTCUT_BITS,
+    WEIGHT_BITS,
+    FloatNet,
+    IntegerNet,
+    Layer,
+    MapShape,
+    Pool,
+    Synapses,
+    to_wire,
+)
 from casc_hw.reference import events_of, quantised_ann
 
 MAX_THRESHOLD = 1 << 24
@@ -75,21 +88,22 @@ class Conversion:
     Attributes
     ----------
     net: the integer network.
+    unrounded: the same before its rounding, for `casc_hw.SpikingNet`.
     weight_error: per layer, the root mean square of (integer weight in float units - weight), over that of the weights; of the
         worst of its synapses.
-    scales: per spiking layer, what its activation was divided by (1 for ClipQuan; the percentile for ReLU): the largest where each
-        channel has its own, which ``channel_scales`` holds, float64 (channels,).
+    scales: per spiking layer, what its activation was divided by (1 for ClipQuan without a scale; the percentile for ReLU); a list
+        where its channels differ.
     losses: per spiking layer, how far its activations are from the float network's; empty without calibration.
     agreement: share of calibration images on which the integer network names the same class as the float network; None
         without calibration.
     """
 
     net: IntegerNet
+    unrounded: FloatNet
     weight_error: dict[str, float]
-    scales: dict[str, float]
+    scales: dict[str, float | list[float]]
     agreement: float | None
     losses: dict[str, Loss] = field(default_factory=dict)
-    channel_scales: dict[str, Tensor] = field(default_factory=dict)
 
 
 def convert(
@@ -168,13 +182,16 @@ def convert(
         net = IntegerNet(
             name, steps, steps if margin is None else margin, sleep, input_shape, input_max, tuple(walk.nodes), dict(meta or {})
         )
+        unrounded = FloatNet(
+            name, steps, net.margin, sleep, input_shape, input_max, tuple(walk.unrounded.get(node.name, node) for node in walk.nodes)
+        )
         agreement, losses = None, {}
         if calibration is not None:
             compared = _Compared(walk, net)
             for images in torch.split(calibration, 64):
                 compared.compare(seen(images), (images * input_max).round().clamp(0, input_max))
             agreement, losses = compared.same / len(calibration), compared.losses()
-    return Conversion(net, walk.errors, walk.scales, agreement, losses, walk.channel_scales)
+    return Conversion(net, unrounded, walk.errors, walk.scales, agreement, losses)
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------
@@ -481,10 +498,11 @@ class _Walk:
         self.whole = False
         """Whether a layer that is whole already stays as it is."""
         self.nodes: list[Layer | Pool] = []
+        self.unrounded: dict[str, Layer] = {}
         self.errors: dict[str, float] = {}
-        self.scales: dict[str, float] = {}
-        self.channel_scales: dict[str, Tensor] = {}
-        """Per spiking layer, (channels,)."""
+        self.scales: dict[str, float | list[float]] = {}
+        self.ones: dict[str, Tensor] = {}
+        """Per spiking layer, what its T spikes stand for, float64 (C, 1, 1)."""
         self.made: dict[fx.Node, list[tuple[str, _Piece]]] = {}
         """By activation, the layers it became, and what they and the pools behind them give in its place."""
 
@@ -1044,13 +1062,15 @@ class _Walk:
     # Layers
 
     def _clip(self, input: Any, *, module: ClipQuan) -> _Value:
-        return self._activated(input, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
+        scale = None if module.scale is None else _finite(self.where, "scale", module.scale)
+        ones = None if scale is None else self._per_channel(self._tensor(input), scale)
+        return self._activated(input, ones, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
 
     def _relu(self, input: Any, inplace: bool = False) -> _Value:
-        return self._activated(input, self._scale("ReLU", float("inf"), input))
+        return self._activated(input, self._scale("ReLU", float("inf"), input), half=True)
 
     def _relu6(self, input: Any, inplace: bool = False) -> _Value:
-        return self._activated(input, self._scale("ReLU6", 6.0, input))
+        return self._activated(input, self._scale("ReLU6", 6.0, input), half=True)
 
     def _scale(self, kind: str, limit: float, input: Any) -> list[Tensor]:
         """What becomes 1.0 behind this activation, float64 (C, 1, 1) of each piece: a percentile of it for the calibration images."""
@@ -1078,27 +1098,41 @@ class _Walk:
             self.run.env[self.node] = x.clamp(max=scale)
         return [part[:, None, None] for part in torch.split(scales, channels)]
 
-    def _activated(self, input: Any, scales: list[Tensor] | None = None, threshold: Tensor | None = None) -> _Value:
-        """An activation ends the sum of every piece in neurons, whose 1.0 is in ``scales``; ``threshold`` is of `IntegrateAndFire`."""
+    def _activated(self, input: Any, ones: list[Tensor] | None, half: bool = False, threshold: Tensor | None = None) -> _Value:
+        """An activation ends the sum of every piece in neurons, whose 1.0 is in ``ones`` (None: 1), (C, 1, 1) of each piece.
+
+        ``threshold`` is of `IntegrateAndFire`.
+        """
         value = self._tensor(input)
-        ones = [torch.ones(piece.shape[0], 1, 1, dtype=torch.float64) for piece in value.pieces]
         pieces = []
-        for piece, theta, scale in zip(value.pieces, self._thresholds(value, threshold), scales or ones, strict=True):
-            if scales is not None:
-                piece = piece.scaled(1 / scale)
+        weights = ones or [torch.ones(piece.shape[0], 1, 1, dtype=torch.float64) for piece in value.pieces]
+        for piece, theta, weight in zip(value.pieces, self._thresholds(value, threshold), weights, strict=True):
+            if ones is not None:
+                piece = piece.scaled(1 / weight)
+            if half:
                 # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
                 piece = replace(piece, bias=piece.bias + 0.5 / (self.levels or 1))
             name = self._layer(piece, readout=False, threshold=theta)
-            self.scales[name] = float(scale.max())
-            if self.per_channel:
-                self.channel_scales[name] = scale.flatten()
-            made = _Piece((_Term(name, scale),), torch.zeros_like(scale), piece.shape)
+            self.ones[name] = weight
+            self.scales[name] = float(weight[0]) if (weight == weight[0]).all() else weight.flatten().tolist()
+            made = _Piece((_Term(name, weight),), torch.zeros_like(weight), piece.shape)
             for window in value.waiting:
                 made = self._pooled_max(made, window)
             pieces.append(made)
             if self.node is not None:
                 self.made.setdefault(self.node, []).append((name, made))
         return _Value(tuple(pieces), value.dims)
+
+    def _per_channel(self, value: _Value, scale: Tensor) -> list[Tensor]:
+        """``scale``, () or (channels,), as (C, 1, 1) for every piece of ``value``."""
+        count, flat = value.dims[0], len(value.dims) == 1
+        if scale.numel() not in (1, count):
+            self._refuse(f"has scales for {scale.numel()} channels, but {count} arrive; fix the sizes")
+        parts = torch.split(scale.reshape(-1).expand(count), [prod(piece.shape) if flat else piece.shape[0] for piece in value.pieces])
+        shaped = [_uniform(part.reshape(piece.shape if flat else (-1, 1, 1))) for part, piece in zip(parts, value.pieces, strict=True)]
+        if any(part.shape[1:] != (1, 1) for part in shaped):
+            self._refuse("its scale differs within a channel, whose neurons share one; put it before Flatten, or use a single one")
+        return shaped
 
     def _thresholds(self, value: _Value, threshold: Tensor | None) -> list[Tensor | None]:
         """(C, 1, 1) for every piece of ``value``."""
@@ -1154,7 +1188,7 @@ class _Walk:
         rounded = _as_it_is(*parts(piece), bits, units, threshold) if self.whole else None
         weights, bias = parts(piece if threshold is None else piece.scaled(1 / threshold))
         rounded = rounded or round_layer(name, weights, bias, bits, units, readout=readout)
-        synapses, errors = [], []
+        synapses, errors, floats = [], [], []
         for term, weight, width, unit, integers in zip(piece.terms, weights, bits, units, rounded.weights, strict=True):
             one = rounded.one.reshape(-1, *[1] * (weight.ndim - 1))
             off = integers.double().mul_(unit).div_(one).sub_(weight)
@@ -1162,8 +1196,10 @@ class _Walk:
             width = int(integers.abs().max()).bit_length() + 1 if width is None else width
             groups = term.groups if term.module else piece.shape[0]
             synapses.append(Synapses(term.source, term.reaching(integers), width, term.stride, term.padding, groups))
+            floats.append(replace(synapses[-1], weight=term.reaching(weight / unit)))
         self.errors[name] = max(errors)
         self.nodes.append(Layer(name, tuple(synapses), rounded.bias, rounded.threshold, rounded.scale))
+        self.unrounded[name] = Layer(name, tuple(floats), bias, None if readout else torch.ones_like(bias), 1.0 if readout else None)
         depth = 1 + max(self.maps[source].depth for source in sources)
         self.maps[name] = _Map(piece.shape, 1, depth, False, self.where)
         return name

@@ -15,7 +15,7 @@ from casc_hw.errors import CascError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from casc_hw.network import IntegerNet
+    from casc_hw.network import Network
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DEFAULT_NET = EXAMPLES / "mnist_mlp.pt"
@@ -43,7 +43,7 @@ def enough(images: Tensor, count: int | None, where: str) -> None:
         raise CascError(f"images: {count} were asked for, {where} has {len(images)}; ask for fewer")
 
 
-def load_images(net: IntegerNet, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
+def load_images(net: Network, path: Path | None, net_path: Path) -> tuple[Tensor, Any, str]:
     """Images for ``net``: int64 (N, *shape), their labels or None, and in words where they come from.
 
     From ``path`` (``.npy``, or ``.npz`` with ``images`` and perhaps ``labels``), else ``<net>_images.npz`` beside the network,
@@ -76,6 +76,26 @@ def load_calibration(path: Path, shape: tuple[int, ...], input_max: int) -> Tens
     return torch.from_numpy(array.astype(np.float32)) / input_max
 
 
+def load_labelled(path: Path, shape: tuple[int, ...], input_max: int) -> tuple[Tensor, Tensor]:
+    """``images`` and ``labels`` of a ``.npz``: integer pixels (N, *shape), and classes, int64 (N,). A single channel may be left out."""
+    import torch
+
+    images, labels = load_array(path), load_array(path, "labels", optional=True)
+    if labels is None:
+        raise CascError(f"{path}: holds no 'labels'; save both with numpy.savez(path, images=..., labels=...)")
+    if images.ndim < 1 or labels.dtype.kind not in "ui" or labels.shape != images.shape[:1]:
+        raise CascError(f"{path}: its labels are {labels.dtype} of shape {labels.shape} for {len(images)} images; save integers (N,)")
+    if not len(images):
+        raise CascError(f"{path}: holds no images; save some")
+    if images.shape[1:] not in (shape, shape[1:] if shape[:1] == (1,) else shape):
+        raise CascError(f"{path}: shape {images.shape} is not (N, {', '.join(map(str, shape))}); reshape it or give the right --shape")
+    if not 0 <= images.min() <= images.max() <= input_max or (images.dtype.kind == "f" and not (images == np.rint(images)).all()):
+        raise CascError(
+            f"{path}: its pixels, {images.min()} to {images.max()}, are not integers 0 to {input_max}; rescale them or give --input-max"
+        )
+    return torch.from_numpy(images.astype(np.uint8)).reshape(-1, *shape), torch.from_numpy(labels.astype(np.int64))
+
+
 def load_model(factory: str, weights: Path | None) -> nn.Module:
     """Call ``FILE.py:FUNCTION``, which is the user's own code, and load ``weights`` (a state_dict, never executed) into the model."""
     import torch
@@ -90,13 +110,36 @@ def load_model(factory: str, weights: Path | None) -> nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise CascError(f"{file}: {function} returned a {type(model).__name__}, not a torch.nn.Module; return the network")
     if weights is not None:
-        try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except OSError as error:
-            raise CascError(f"{weights}: cannot be read: {error.strerror or error}; check the name") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CascError(
-                f"{weights}: not a state_dict of this model ({reason}); save one with torch.save(model.state_dict())"
-            ) from error
+        load_weights(model, load_state(weights), weights)
     return model
+
+
+def load_state(weights: Path) -> dict[str, Tensor]:
+    """What ``weights`` holds, never executed."""
+    import torch
+
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CascError(f"{weights}: cannot be read: {error.strerror or error}; check the name") from error
+    except _BROKEN as error:
+        raise _no_state(weights, error) from error
+    if not isinstance(state, dict):
+        raise _no_state(weights, TypeError(f"it holds a {type(state).__name__}"))
+    return state
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
+    """Put ``state``, which comes from ``weights``, into ``model``."""
+    try:
+        model.load_state_dict(state)
+    except _BROKEN as error:
+        raise _no_state(weights, error) from error
+
+
+_BROKEN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _no_state(weights: Path, error: Exception) -> CascError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return CascError(f"{weights}: not a state_dict of this model ({reason}); save one with torch.save(model.state_dict())")

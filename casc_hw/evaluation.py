@@ -9,9 +9,25 @@ import torch
 from torch import Tensor
 
 from casc_hw.errors import CascError
-from casc_hw.network import IntegerNet
+from casc_hw.network import IntegerNet, Network
 from casc_hw.reference import Answer, quantised_ann
 from casc_hw.spiking import Activity, SpikingNet, Statistics
+
+
+@dataclass(frozen=True)
+class OverSteps:
+    """What the read-out would have answered after a step, over all images; an image at rest keeps its last class.
+
+    Attributes
+    ----------
+    t, asleep: wake steps so far, and sleep steps since.
+    accuracy, agreement: as of a `Mode`.
+    """
+
+    t: int
+    asleep: int
+    accuracy: float | None
+    agreement: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,8 @@ class Mode:
     spikes, negative: per image, mean; negative ones are among the spikes.
     products, accumulates: synaptic operations per image, mean (`Statistics`; of the ANN products only, its zeros included).
     energy_pj: per image, a proxy (`Statistics`).
+    histogram: by spiking layer, over all neurons and images: how many counts at the end are 0, 1, ..., T.
+    over_steps: step by step; of the ANN none.
     """
 
     name: str
@@ -38,11 +56,14 @@ class Mode:
     products: float
     accumulates: float
     energy_pj: float
+    histogram: dict[str, tuple[int, ...]]
+    over_steps: tuple[OverSteps, ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Four `Mode`\\ s: the integer ANN; plain integrate-and-fire; CIF without sleep; CIF with the network's sleep.
+    """Four `Mode`\\ s: the integer ANN (of a `FloatNet` its own, unrounded); plain integrate-and-fire; CIF without sleep; CIF with the
+    network's sleep.
 
     Attributes
     ----------
@@ -53,7 +74,7 @@ class Evaluation:
     activity: of the last mode, per layer and step.
     """
 
-    net: IntegerNet
+    net: Network
     images: int
     modes: tuple[Mode, ...]
     sleep_steps: dict[str, int]
@@ -61,12 +82,12 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        net = {of: getattr(self.net, of) for of in ("name", "digest", "levels", "margin", "sleep")}
+        net = {of: getattr(self.net, of, None) for of in ("name", "digest", "levels", "margin", "sleep")}
         told = {"images": self.images, "modes": list(map(asdict, self.modes)), "sleep_steps": self.sleep_steps}
         return {"net": net, **told, "activity": list(map(asdict, self.activity))}
 
 
-def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, batch: int = 50) -> Evaluation:
+def evaluate(net: Network, images: Tensor, labels: Tensor | None = None, *, batch: int = 50) -> Evaluation:
     """Run ``net`` in all four ways, ``batch`` images at a time.
 
     ``images``: integer pixels (N, *net.input_shape), N at least 1; ``labels``: integers (N,). CascError if they do not fit.
@@ -79,19 +100,34 @@ def evaluate(net: IntegerNet, images: Tensor, labels: Tensor | None = None, *, b
     if not isinstance(batch, int) or batch < 1:
         raise CascError(f"batch: {batch!r} is not a positive integer; 50 is the default")
     parts = [images[low : low + batch] for low in range(0, len(images), batch)]
-    wanted = [quantised_ann(net, part) for part in parts]
+    snn = SpikingNet(net)
+    wanted = [quantised_ann(net, part) if isinstance(net, IntegerNet) else snn.ann(part) for part in parts]
+
+    right = torch.cat([answer.classes for answer in wanted])
+
+    def share(classes: Tensor, of: Tensor) -> float:
+        return (classes == of).double().mean().item()
 
     def mode(name: str, got: list[Answer], seen: Statistics, ann: bool = False) -> Mode:
-        classes, right = (torch.cat([answer.classes for answer in of]) for of in (got, wanted))
-        same = [(a == b).flatten() for one, two in zip(got, wanted, strict=True) for a, b in zip(one.counts, two.counts, strict=True)]
+        classes = torch.cat([answer.classes for answer in got])
+        pairs = [(a, b) for one, two in zip(got, wanted, strict=True) for a, b in zip(one.counts, two.counts, strict=True)]
+        equal = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
         cost = (0.0, 0.0, float(seen.macs), 0.0, seen.ann_energy_pj)
         if not ann:
             cost = (seen.spikes, seen.negative, seen.products, seen.accumulates, seen.energy_pj)
-        accuracy = None if labels is None else (classes == labels).double().mean().item()
-        return Mode(name, accuracy, (classes == right).double().mean().item(), torch.cat(same).double().mean().item(), *cost)
+        histogram = {
+            layer.name: tuple(torch.bincount(torch.cat(counts).flatten(), minlength=net.levels + 1).tolist())
+            for layer, *counts in zip(net.spiking, *(answer.counts for answer in got), strict=True)
+        }
+        over_steps = tuple(
+            OverSteps(t, asleep, None if labels is None else share(then, labels), share(then, right))
+            for (t, asleep), then in zip(seen.steps, seen.classes, strict=True)
+        )
+        accuracy = None if labels is None else share(classes, labels)
+        return Mode(name, accuracy, share(classes, right), equal, *cost, histogram, over_steps)
 
-    modes = [mode("integer ANN", wanted, Statistics(net), ann=True)]
-    runs = {"plain IF, no sleep": SpikingNet.plain(net), "CIF, no sleep": SpikingNet(net, sleep=0), "CIF and sleep": SpikingNet(net)}
+    modes = [mode("integer ANN" if isinstance(net, IntegerNet) else "ANN", wanted, Statistics(net), ann=True)]
+    runs = {"plain IF, no sleep": SpikingNet.plain(net), "CIF, no sleep": SpikingNet(net, sleep=0), "CIF and sleep": snn}
     for name, snn in runs.items():
         with snn.statistics() as seen:
             traces = [snn.run(part) for part in parts]

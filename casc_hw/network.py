@@ -179,8 +179,8 @@ def to_wire(values: Tensor, shape: MapShape) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class IntegerNet:
-    """A converted network (see `casc_hw.conversion`), ready for the reference and for hardware.
+class Network:
+    """Layers and pools between an image and a read-out, and the schedule in which they run.
 
     Attributes
     ----------
@@ -203,9 +203,6 @@ class IntegerNet:
     nodes: tuple[Node, ...]
     meta: dict[str, Any] = field(default_factory=dict)
     """Plain values a person may want to know (accuracies, how it was trained); nothing depends on it."""
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -233,6 +230,30 @@ class IntegerNet:
             part = node if isinstance(node, Pool) else node.synapses[0]
             shapes[node.name] = output_shape(part, shapes[part.source])
         return shapes
+
+    def check_images(self, images: Tensor) -> Tensor:
+        """``images`` as int64 of shape (batch, inputs); CascError if their shape or a pixel does not fit."""
+        if images.is_floating_point() and not torch.equal(images, images.round()):
+            raise CascError(f"image: pixels must be integers 0 to {self.input_max}, got fractions; multiply by the pixel maximum and round")
+        if images.ndim < 1 or images[0:1].numel() != self.inputs:
+            raise CascError(
+                f"image: shape {tuple(images.shape)} is not a batch of {self.input_shape}; "
+                f"give an array of shape (N, {', '.join(map(str, self.input_shape))})"
+            )
+        flat = images.reshape(len(images), -1).to(torch.int64)
+        if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) <= self.input_max):
+            raise CascError(
+                f"image: pixels span {int(flat.min())} to {int(flat.max())}, the network takes 0 to {self.input_max}; rescale them"
+            )
+        return flat
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerNet(Network):
+    """A converted network (see `casc_hw.conversion`), ready for the reference and for hardware; CascError if a field does not fit."""
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @cached_property
     def _spans(self) -> dict[str, int]:
@@ -269,22 +290,6 @@ class IntegerNet:
                     sha.update(tensor.numpy().astype("<i8").tobytes())
         return sha.hexdigest()
 
-    def check_images(self, images: Tensor) -> Tensor:
-        """``images`` as int64 of shape (batch, inputs); CascError if their shape or a pixel does not fit."""
-        if images.is_floating_point() and not torch.equal(images, images.round()):
-            raise CascError(f"image: pixels must be integers 0 to {self.input_max}, got fractions; multiply by the pixel maximum and round")
-        if images.ndim < 1 or images[0:1].numel() != self.inputs:
-            raise CascError(
-                f"image: shape {tuple(images.shape)} is not a batch of {self.input_shape}; "
-                f"give an array of shape (N, {', '.join(map(str, self.input_shape))})"
-            )
-        flat = images.reshape(len(images), -1).to(torch.int64)
-        if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) <= self.input_max):
-            raise CascError(
-                f"image: pixels span {int(flat.min())} to {int(flat.max())}, the network takes 0 to {self.input_max}; rescale them"
-            )
-        return flat
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``path`` whole or not at all."""
         content = {
@@ -298,19 +303,7 @@ class IntegerNet:
             "nodes": [_encode(node) for node in self.nodes],
             "meta": self.meta,
         }
-        path = Path(path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-                try:
-                    torch.save(content, file)
-                    file.close()
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            raise CascError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+        save_whole(content, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerNet:
@@ -345,6 +338,34 @@ class IntegerNet:
             return _decode(content)
         except CascError as error:
             raise CascError(f"{path}: {error}") from None
+
+
+def save_whole(content: object, path: Path) -> None:
+    """``torch.save`` to ``path``, whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                torch.save(content, file)
+                file.close()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise CascError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+
+
+@dataclass(frozen=True, eq=False)
+class FloatNet(Network):
+    """A network before its rounding (`casc_hw.Conversion.unrounded`), which tells what the rounding costs: `casc_hw.SpikingNet` runs it.
+
+    All thresholds are 1, and weights, biases and thresholds float64: in units of a threshold per event and, of the read-out, of the
+    model's output. Pixels are integers all the same. CascError if the schedule is out of range.
+    """
+
+    def __post_init__(self) -> None:
+        _check_schedule(self)
 
 
 def _encode(node: Node) -> dict[str, Any]:
@@ -474,10 +495,7 @@ def _check(net: IntegerNet) -> None:
     """CascError unless every field of ``net`` is in range and the nodes fit each other."""
     if not net.name.replace("_", "").replace("-", "").isalnum() or not net.name.isascii() or len(net.name) > 64:
         raise CascError(f"name: {_short(net.name)} is not 1 to 64 letters, digits, '-' or '_'; give another name")
-    _within("levels", net.levels, 1, MAX_LEVELS, "convert with fewer levels")
-    _within("margin", net.margin, 1, net.levels, "use a number of wake steps from 1 to levels")
-    if net.sleep is not None:
-        _within("sleep", net.sleep, 0, 1 << 15, "use None to sleep until no neuron spikes")
+    _check_schedule(net)
     _within("input max", net.input_max, 1, MAX_PIXEL, "use 8-bit pixels or fewer")
     if not net.input_shape:
         raise CascError("input shape: is empty; give the shape of one image")
@@ -494,6 +512,13 @@ def _check(net: IntegerNet) -> None:
         )
     _check_names(net)
     _Check(net).run()
+
+
+def _check_schedule(net: Network) -> None:
+    _within("levels", net.levels, 1, MAX_LEVELS, "convert with fewer levels")
+    _within("margin", net.margin, 1, net.levels, "use a number of wake steps from 1 to levels")
+    if net.sleep is not None:
+        _within("sleep", net.sleep, 0, 1 << 15, "use None to sleep until no neuron spikes")
 
 
 def _check_names(net: IntegerNet) -> None:

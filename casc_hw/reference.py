@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from casc_hw.network import IMAGE, IntegerNet, Layer, Pool, Synapses, to_wire
+from casc_hw.network import IMAGE, IntegerNet, Layer, Network, Pool, Synapses, to_wire
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def simulate(net: IntegerNet, images: Tensor, *, gamma: int = 1, record: bool = 
     return _Run(net, net.check_images(images), gamma, record, potentials).run()
 
 
-def sleep_bound(net: IntegerNet) -> int:
+def sleep_bound(net: Network) -> int:
     """No sleep is longer: once a layer's inputs rest, T steps bring it to rest; one silent step ends the sleep."""
     return len(net.spiking) * net.levels + 1
 
@@ -219,7 +219,7 @@ class _Run:
         )
 
 
-def _map(net: IntegerNet, name: str, flat: Tensor) -> Tensor:
+def _map(net: Network, name: str, flat: Tensor) -> Tensor:
     return flat.reshape(len(flat), *net.shapes[name])
 
 
@@ -256,6 +256,6 @@ def _pool(pool: Pool, values: Tensor) -> Tensor:
     return functional.max_pool2d(padded, pool.kernel, pool.stride).to(values.dtype)
 
 
-def _answer(net: IntegerNet, counts: tuple[Tensor, ...], sums: Tensor) -> Answer:
+def _answer(net: Network, counts: tuple[Tensor, ...], sums: Tensor) -> Answer:
     flat = sums.flatten(1)
     return Answer(counts, flat, torch.from_numpy(to_wire(flat, net.shapes[net.readout.name]).numpy().argmax(1)))

@@ -2,16 +2,17 @@
 
     snn = SpikingNet(net)                        # the published network, as `casc_hw.simulate` runs it
     plain = SpikingNet.plain(net)                # integrate-and-fire neurons without sleep, for comparison
+    unrounded = SpikingNet(conversion.unrounded) # the same before the weights were rounded, in float64
     with snn.statistics() as seen:
         logits = snn(images)
     print(seen.spikes, seen.accumulates, seen.energy_pj, seen.ann_energy_pj)
 
-The steps are those of `casc_hw.reference`; here are only the options around them, and what is counted.
+The steps are made in `casc_hw.fast`, and are those of `casc_hw.reference`; here are the options around them, and what is counted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from casc_hw.errors import CascError
-from casc_hw.network import IMAGE, MAX_LEVELS, IntegerNet, Layer, Synapses, reached
-from casc_hw.reference import Trace, _map, _per_channel, _Run
+from casc_hw.fast import Rows, Run, exact_dtype, exact_products, exact_sums
+from casc_hw.network import IMAGE, MAX_LEVELS, FloatNet, IntegerNet, Network, Synapses, reached
+from casc_hw.reference import Answer, Trace, _answer, _map
 
 MAC_PJ = 4.6
 """Energy of a 32-bit float multiply-accumulate in 45 nm, pJ (Horowitz, "Computing's energy problem", ISSCC 2014)."""
 AC_PJ = 0.9
 """Of an accumulate, likewise."""
+GUARD = 2.0**-24
+"""In thresholds, how much of one a `FloatNet`'s sum may lack: half of float32's spacing below 1, which is more than the rounding of float64
+sums and less than the float32 of a model can tell."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Step:
     active: bool (batch,): whether the step belongs to the image's own schedule (see `Trace`).
     events: by node, int64 (batch, C, H, W): what it emitted; of `IMAGE`, in wake steps, the pixels. The read-out's are zeros.
     counts, potentials: by spiking layer, likewise: n and v after the step.
+    sums: the read-out's so far, likewise. Of a `FloatNet`, these and potentials are float64.
     """
 
     wake: bool
@@ -53,13 +59,18 @@ class Step:
     events: Mapping[str, Tensor]
     counts: Mapping[str, Tensor]
     potentials: Mapping[str, Tensor]
+    sums: Tensor
 
 
 class SpikingNet(nn.Module):
-    """``net`` in spikes, integer and exact, a batch at a time, on the CPU; integer pixels in, logits out.
+    """``net`` in spikes, integer and exact, a batch at a time; integer pixels in, logits out.
 
     With no options it does what `casc_hw.simulate` does, and (where ``net.sleep`` is None) answers as the integer ANN. It has no
-    parameters: its weights are ``net``'s.
+    parameters: its weights are ``net``'s, kept as buffers of floats that hold every sum exactly (`casc_hw.fast.exact_dtype`). It runs
+    where ``.to(device)`` put them, on a GPU always in float64; not tried on a GPU. On a CPU core, 25 to 100 images at a time are fastest.
+
+    Of a `FloatNet` sums and potentials are float64, and with sleep until silence its counts are T times the activations of the model with
+    ClipQuan, but for sums that are within floats' rounding of a threshold (`GUARD`).
 
     Parameters
     ----------
@@ -76,7 +87,7 @@ class SpikingNet(nn.Module):
 
     def __init__(
         self,
-        net: IntegerNet,
+        net: Network,
         *,
         levels: int | None = None,
         margin: int | None = None,
@@ -85,19 +96,29 @@ class SpikingNet(nn.Module):
         gamma: int = 1,
     ):
         super().__init__()
-        if not isinstance(net, IntegerNet):
+        if not isinstance(net, (IntegerNet, FloatNet)):
             raise CascError(f"net: is a {type(net).__name__}, not an IntegerNet; give the `net` of what casc_hw.convert returns")
         if not isinstance(gamma, int) or isinstance(gamma, bool) or not 1 <= gamma <= MAX_LEVELS:
             raise CascError(f"gamma: {gamma!r} is not an integer from 1 to {MAX_LEVELS}; the published neuron has 1")
         steps = net.levels if levels is None else levels
         if margin is None:
             margin = net.margin if levels is None else steps
-        self.net = replace(net, levels=steps, margin=margin, sleep=net.sleep if isinstance(sleep, EllipsisType) else sleep)
+        self.net: IntegerNet | FloatNet = replace(
+            net, levels=steps, margin=margin, sleep=net.sleep if isinstance(sleep, EllipsisType) else sleep
+        )
         self.negative, self.gamma = negative, gamma
         self._step_hooks: OrderedDict[int, Callable[[Step], None]] = OrderedDict()
+        self._watchers: OrderedDict[int, Statistics] = OrderedDict()
+        self._dtype = exact_dtype(self.net) if isinstance(self.net, IntegerNet) else torch.float64
+        for index, layer in enumerate(self.net.layers):
+            for place, synapses in enumerate(layer.synapses):
+                self._hold(f"weight{index}_{place}", synapses.weight)
+            self._hold(f"bias{index}", layer.bias)
+            if layer.threshold is not None:
+                self._hold(f"threshold{index}", layer.threshold)
 
     @classmethod
-    def plain(cls, net: IntegerNet, *, levels: int | None = None) -> SpikingNet:
+    def plain(cls, net: Network, *, levels: int | None = None) -> SpikingNet:
         """Integrate-and-fire neurons that subtract the threshold, T steps, no sleep: CIF without negative spikes.
 
         At one spike a step no count exceeds the steps so far, so that CIF's upper bound never acts.
@@ -114,9 +135,94 @@ class SpikingNet(nn.Module):
         return sums.flatten(1) if sums.shape[2:] == (1, 1) else sums
 
     def run(self, images: Tensor, *, record: bool = False, potentials: bool = False) -> Trace:
-        """All that happened (see `Trace`): the answer, sleep steps; with ``record`` every spike, with ``potentials`` every potential."""
-        pixels = self.net.check_images(images.cpu())
-        return _Observed(self.net, pixels, self.gamma, record, potentials, self.negative, tuple(self._step_hooks.values())).run()
+        """All that happened (see `Trace`), in the CPU's memory: the answer, sleep steps; with ``record`` every spike, with
+        ``potentials`` every potential."""
+        net, layers, hooks = self.net, self.net.spiking, tuple(self._step_hooks.values())
+        wakes: list[bool] = []
+        actives: list[Tensor] = []
+        spikes: list[list[Tensor]] = [[] for _ in layers]
+        kept: list[list[Tensor]] = [[] for _ in layers]
+        short = torch.int8 if self.gamma < 128 else torch.int16
+
+        def after(wake: bool, active: Tensor) -> None:
+            wakes.append(wake)
+            actives.append(active)
+            for index, layer in enumerate(layers):
+                if record:
+                    spikes[index].append(run.changes[layer.name].flatten(1).to(short))
+                if potentials:
+                    kept[index].append(self._sum(run.potential(layer.name).flatten(1)))
+            if hooks:
+                seen = self._step(run, wake, active)
+                for hook in hooks:
+                    hook(seen)
+
+        with exact_sums(self.device):
+            pixels = net.check_images(images.to(self.device))
+            run = self._run(pixels, self.gamma, record or potentials or bool(hooks), tuple(self._watchers.values()))
+            sleep_steps, settled = run.run(after)
+            answer = self._answer(run)
+        return Trace(
+            wake=torch.tensor(wakes, device="cpu"),
+            active=torch.stack(actives).cpu(),
+            spikes=tuple(torch.stack(of).cpu() for of in spikes if record),
+            potentials=tuple(torch.stack(of).cpu() for of in kept if potentials),
+            answer=answer,
+            sleep_steps=sleep_steps.cpu(),
+            settled=settled.cpu(),
+        )
+
+    def ann(self, images: Tensor) -> Answer:
+        """What the ANN answers, in one pass: of an `IntegerNet` what `casc_hw.quantised_ann` does."""
+        with exact_sums(self.device):
+            run = self._run(self.net.check_images(images.to(self.device)), gamma=self.net.levels)
+            run.t = self.net.levels - 1
+            run.step(True, torch.ones(len(images), dtype=torch.bool, device=self.device))
+            return self._answer(run)
+
+    def _answer(self, run: Run) -> Answer:
+        counts = tuple(run.n[layer.name].long().flatten(1).cpu() for layer in self.net.spiking)
+        return _answer(self.net, counts, self._sum(run.sums()).cpu())
+
+    def _sum(self, sums: Tensor) -> Tensor:
+        return sums.long() if isinstance(self.net, IntegerNet) else sums.double()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.buffers()).device
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+        self.register_buffer(name, tensor.to(self._dtype, copy=True).contiguous(memory_format=layout), persistent=False)
+
+    def _run(self, pixels: Tensor, gamma: int, detail: bool = False, watchers: tuple[Statistics, ...] = ()) -> Run:
+        held = dict(self.named_buffers())
+        if strange := {part.dtype for part in held.values()} - {self._dtype, torch.float64}:
+            raise CascError(f"SpikingNet: moved to {strange.pop()}, in which its sums are not exact; move it to a device only")
+        dtype = self._dtype if exact_products(self.device) else torch.float64
+        held = {name: part.to(dtype) for name, part in held.items()}
+        layers = self.net.layers
+        return Run(
+            self.net,
+            {of.name: [held[f"weight{index}_{place}"] for place in range(len(of.synapses))] for index, of in enumerate(layers)},
+            {of.name: held[f"bias{index}"] for index, of in enumerate(layers)},
+            {of.name: held[f"threshold{index}"] for index, of in enumerate(layers[:-1])},
+            pixels,
+            gamma=gamma,
+            negative=self.negative,
+            detail=detail,
+            watchers=watchers,
+            guard=0.0 if isinstance(self.net, IntegerNet) else GUARD,
+        )
+
+    def _step(self, run: Run, wake: bool, active: Tensor) -> Step:
+        """For hooks."""
+        net = self.net
+        events = {node.name: run.changes[node.name].long() for node in net.nodes} | ({IMAGE: run.n[IMAGE].long()} if wake else {})
+        counts = {layer.name: run.n[layer.name].long() for layer in net.spiking}
+        potentials = {layer.name: self._sum(run.potential(layer.name)) for layer in net.spiking}
+        return Step(wake, run.t, run.asleep, active, events, counts, potentials, self._sum(run.sums()))
 
     def register_step_hook(self, hook: Callable[[Step], None]) -> RemovableHandle:
         """Call ``hook`` after every step, until the handle returned is removed."""
@@ -128,58 +234,15 @@ class SpikingNet(nn.Module):
     def statistics(self) -> Iterator[Statistics]:
         """Statistics over all images that are run within."""
         seen = Statistics(self.net)
-        handle = self.register_step_hook(seen)
+        self._watchers[id(seen)] = seen
         try:
             yield seen
         finally:
-            handle.remove()
+            del self._watchers[id(seen)]
 
     def extra_repr(self) -> str:
         net = self.net
         return f"{net.name}, levels={net.levels}, margin={net.margin}, sleep={net.sleep}, negative={self.negative}, gamma={self.gamma}"
-
-
-class _Observed(_Run):
-    """The reference's steps, with or without negative spikes, and hooks after each."""
-
-    def __init__(
-        self,
-        net: IntegerNet,
-        pixels: Tensor,
-        gamma: int,
-        record: bool,
-        potentials: bool,
-        negative: bool,
-        hooks: tuple[Callable[[Step], None], ...],
-    ):
-        super().__init__(net, pixels, gamma, record, potentials, torch.float64)
-        self.pixels, self.negative, self.hooks = _map(net, IMAGE, pixels), negative, hooks
-        self.since = 0
-        self.silent: set[str] = set()
-
-    def step(self, wake: bool, active: Tensor | None = None) -> Tensor:
-        spiked = super().step(wake, active)
-        self.since = 0 if wake else self.since + 1
-        if self.hooks:
-            layers = [layer.name for layer in self.net.spiking]
-            events = {name: values.long() for name, values in self.events.items()} | ({IMAGE: self.pixels} if wake else {})
-            counts, potentials = ({name: of[name].long() for name in layers} for of in (self.n, self.v))
-            seen = Step(wake, self.t, self.since, self.active[-1], events, counts, potentials)
-            for hook in self.hooks:
-                hook(seen)
-        return spiked
-
-    def _layer(self, layer: Layer, events: dict[str, Tensor], wake: bool) -> Tensor:
-        """Nothing changes, and nothing is computed, in a sleep step without current where the step before had no spike."""
-        arrives = wake or any(events[of.source].any() for of in layer.synapses if of.source != IMAGE)
-        if not arrives and layer.name in self.silent:
-            return torch.zeros_like(self.v[layer.name])
-        spikes = super()._layer(layer, events, wake)
-        (self.silent.discard if spikes.any() else self.silent.add)(layer.name)
-        return spikes
-
-    def _spikes(self, wanted: Tensor, n: Tensor) -> Tensor:
-        return super()._spikes(wanted if self.negative else wanted.clamp(min=0), n)
 
 
 @dataclass(frozen=True)
@@ -211,7 +274,7 @@ class Activity:
 
 
 class Statistics:
-    """A step hook that counts: over any number of batches of one network, per layer and step, and per image.
+    """Counts over any number of batches of one network, per layer and step, and per image (see `SpikingNet.statistics`).
 
     The energies are a **proxy**: accumulates at 0.9 pJ and products at 4.6 pJ, the arithmetic of 32-bit floats in 45 nm; no memory, no
     control, no neuron, and nothing of an FPGA is in them. They compare schedules and networks, not chips.
@@ -222,39 +285,66 @@ class Statistics:
     macs: multiply-accumulates that the ANN makes of an image, zeros included, padding not.
     """
 
-    def __init__(self, net: IntegerNet):
+    def __init__(self, net: Network):
         self.net = net
         self.images = 0
-        self._reach = [[_reach(of, net) for of in layer.synapses] for layer in net.layers]
-        self.macs = int(sum(reach.sum() for parts in self._reach for reach in parts))
+        self._index = {layer.name: index for index, layer in enumerate(net.layers)}
+        self._ways: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        """By source, the layers it reaches, and from each place how many of their neurons."""
+        for index, layer in enumerate(net.layers):
+            for synapses in layer.synapses:
+                self._ways[synapses.source].append((index, _reach(synapses, net)))
+        self.macs = int(sum(reach.sum() for ways in self._ways.values() for _, reach in ways))
         self._totals: dict[tuple[int, int], Tensor] = {}
         """By (t, asleep), int64 (layers, 5): images, spikes, negative spikes, uneven neurons, operations."""
+        self._classes: dict[tuple[int, int], list[tuple[int, Tensor]]] = defaultdict(list)
+        """By (t, asleep): of a batch, the number of its first image and the classes."""
 
-    def __call__(self, step: Step) -> None:
-        if step.t == 1 and step.wake:
-            self.images += len(step.active)
-        rows = [[int(step.active.sum()), *self._neurons(step, index), self._operations(step, index)] for index in range(len(self._reach))]
-        key = step.t, step.asleep
-        self._totals[key] = self._totals.get(key, 0) + torch.tensor(rows)
+    def begin(self, pixels: Tensor) -> None:
+        self._first, self.images = self.images, self.images + len(pixels)
+        self._rows = torch.zeros(len(self.net.layers), 5, dtype=torch.int64, device="cpu")
+        self._uneven = torch.zeros(len(self.net.layers), len(pixels), dtype=torch.int64, device=pixels.device)
+        self._operate(IMAGE, (pixels != 0).sum(0).double())
 
-    def _neurons(self, step: Step, index: int) -> tuple[int, int, int]:
-        """Spikes, negative spikes, uneven neurons."""
-        layer = self.net.layers[index]
-        if layer.threshold is None:
-            return 0, 0, 0
-        spikes, n, v = (of[layer.name] for of in (step.events, step.counts, step.potentials))
-        owed = torch.div(v, _per_channel(layer.threshold), rounding_mode="floor")  # S = v + theta * n
-        uneven = n != (n + owed).clamp(0, step.t)  # never where an image idles, since it is at rest
-        return int(spikes.abs().sum()), int(-spikes.clamp(max=0).sum()), int(uneven.sum())
+    def _operate(self, name: str, events: Tensor) -> None:
+        """``events``: of node ``name``, float64 (C, H, W), summed over images."""
+        for index, reach in self._ways[name]:
+            self._rows[index, 4] += int((events * reach.to(events)).sum())
 
-    def _operations(self, step: Step, index: int) -> int:
-        if index == 0 and (step.t, step.asleep) != (1, 0):
-            return 0
-        total = 0
-        for synapses, reach in zip(self.net.layers[index].synapses, self._reach[index], strict=True):
-            events = step.events[synapses.source]
-            total += int(((events != 0) if index == 0 else events.abs()).sum(0).mul(reach).sum())
-        return total
+    def emitted(self, name: str, change: Tensor) -> None:
+        size = change.abs().sum(0, dtype=torch.float64)
+        self._operate(name, size)
+        if name in self._index:
+            spikes = int(size.sum())
+            self._rows[self._index[name], 1] += spikes
+            self._rows[self._index[name], 2] += (spikes - int(change.sum(dtype=torch.float64))) // 2
+
+    def fired(self, name: str, rows: Rows, uneven: Tensor) -> None:
+        self._uneven[self._index[name], slice(None) if rows is None else rows] = uneven.sum((1, 2, 3))
+
+    def stepped(self, t: int, asleep: int, active: Tensor, sums: Tensor) -> None:
+        self._rows[:, 0] = active.sum()
+        self._rows[:, 3] = (self._uneven * active).sum(1)
+        key = t, asleep
+        self._totals[key] = self._totals.get(key, 0) + self._rows
+        self._rows = torch.zeros_like(self._rows)
+        self._classes[key].append((self._first, _answer(self.net, (), sums.cpu()).classes))
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """(t, asleep) of every step that any image took, in order."""
+        return sorted(self._totals)
+
+    @property
+    def classes(self) -> Tensor:
+        """The class that the read-out would name after each of the `steps`, int64 (steps, images); of an image at rest its last."""
+        found = torch.zeros(len(self._totals), self.images, dtype=torch.int64, device="cpu")
+        for index, key in enumerate(self.steps):
+            if index:
+                found[index] = found[index - 1]
+            for first, classes in self._classes[key]:
+                found[index, first : first + len(classes)] = classes
+        return found
 
     @property
     def activity(self) -> list[Activity]:
@@ -302,7 +392,7 @@ class Statistics:
         return self.macs * MAC_PJ
 
 
-def _reach(synapses: Synapses, net: IntegerNet) -> Tensor:
+def _reach(synapses: Synapses, net: Network) -> Tensor:
     """How many neurons an event at each place of the source reaches, int64 (C, H, W)."""
     shape = net.shapes[synapses.source]
     if synapses.dense:

@@ -268,29 +268,29 @@ def entering_events(net: IntegerNet, trace: Trace) -> dict[str, Tensor]:
     return entering
 
 
-def measure(net: IntegerNet, held: Digits) -> dict[str, object]:
-    """Accuracies in percent and the cost in events and steps on ``held``, 25 images at a time."""
-    integer, classes, sleep, spikes, same = [], [], [], [], True
+def measure(net: IntegerNet, images: Tensor, unit: str, score: Callable[[Tensor, Tensor], float]) -> dict[str, object]:
+    """Quality, and the cost in events and steps, on ``images``, 25 at a time; ``score``, in ``unit``, is made of all classes and sums."""
+    integer, spiking, sleep, spikes, same = [], [], [], [], True
     entering: dict[str, list[Tensor]] = {}
-    for images in held.images.split(25):
-        answer, trace = quantised_ann(net, images), simulate(net, images)
+    for part in images.split(25):
+        answer, trace = quantised_ann(net, part), simulate(net, part)
         same = same and torch.equal(answer.sums, trace.answer.sums) and all(map(torch.equal, answer.counts, trace.answer.counts))
-        integer.append(answer.classes)
-        classes.append(trace.answer.classes)
+        integer.append((answer.classes, answer.sums))
+        spiking.append((trace.answer.classes, trace.answer.sums))
         sleep.append(trace.sleep_steps)
         spikes.append(torch.stack([layer.abs().sum((0, 2), dtype=torch.int64) for layer in trace.spikes]).sum(0))
         for name, events in entering_events(net, trace).items():
             entering.setdefault(name, []).append(events)
     steps, total = torch.cat(sleep), torch.cat(spikes).double()
     results: dict[str, object] = {
-        "integer ANN, %": percent(torch.cat(integer), held),
-        "integer SNN, %": percent(torch.cat(classes), held),
+        f"integer ANN, {unit}": score(*map(torch.cat, zip(*integer, strict=True))),
+        f"integer SNN, {unit}": score(*map(torch.cat, zip(*spiking, strict=True))),
         "integer SNN = integer ANN on every image": same,
         "sleep steps, median": int(steps.median()),
         "sleep steps, most": int(steps.max()),
         "spikes per image, mean": round(total.mean().item(), 1),
         "spikes per image, most": int(total.max()),
-        "nonzero pixels per image, mean": round((held.images > 0).flatten(1).sum(1).double().mean().item(), 1),
+        "nonzero pixels per image, mean": round((images > 0).flatten(1).sum(1).double().mean().item(), 1),
     }
     for layer in net.layers[1:]:
         counts, single = torch.cat(entering[layer.name], 1).median(1).values.tolist()
@@ -299,10 +299,10 @@ def measure(net: IntegerNet, held: Digits) -> dict[str, object]:
     return results
 
 
-def save_images(path: Path, held: Digits) -> None:
-    """``images`` uint8 (N, [C,] H, W) and ``labels`` uint8 (N,), compressed, whole or not at all."""
+def save_images(path: Path, images: Tensor, **others: Tensor) -> None:
+    """``images`` uint8 (N, [C,] H, W) and what belongs to them, by name (``labels`` uint8 (N,)), compressed, whole or not at all."""
     temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, images=held.images.numpy(), labels=held.labels.numpy().astype(np.uint8))
+    np.savez_compressed(temporary, images=images.numpy(), **{name: values.numpy() for name, values in others.items()})
     os.replace(temporary, path)
 
 
@@ -358,7 +358,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, object]
             results["float ANN with rounded weights, %"] = percent(tuned(images).argmax(1), held)
     shape = tuple(held.images.shape[1:])
     net = convert(model, name=recipe.name, input_shape=shape, input_max=recipe.input_max, bits=recipe.bits).net
-    results |= measure(net, held)
+    results |= measure(net, held.images, "%", lambda classes, _: percent(classes, held))
     results["training, seconds"] = round(time.monotonic() - started)
     what = "validation" if options.validate else "test"
     print(f"{recipe.name}: {len(train.labels)} training images, {len(held.labels)} {what} images, seed {options.seed}")
@@ -373,6 +373,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, object]
             "results": results,
         }
         replace(net, meta=meta).save(options.out)
-        save_images(options.out.with_name(f"{options.out.stem}_images.npz"), held.at(slice(recipe.kept)))
+        kept = held.at(slice(recipe.kept))
+        save_images(options.out.with_name(f"{options.out.stem}_images.npz"), kept.images, labels=kept.labels.to(torch.uint8))
         print(f"  wrote {options.out} and {options.out.stem}_images.npz")
     return results

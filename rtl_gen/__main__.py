@@ -320,6 +320,58 @@ def prove(only: tuple[str, ...], fast: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--cases", type=click.IntRange(1), default=50, show_default=True, help="Networks; each is run in both codes unless --code.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first network's; the others' follow.")
+@click.option("--code", type=click.Choice(["spike", "count"]), help="Only in this code.")
+@click.option("--case", "number", type=click.IntRange(0), help="Run one network, as a failure tells.")
+@click.option("--stall", type=click.FloatRange(0, 0.95), help="Probability that a stream stands still in a cycle [default: drawn].")
+@click.option("--image", type=click.IntRange(0, 2), help="Only this one of the three images.")
+@click.option("--fix", "fixed", multiple=True, metavar="WHAT=N", help="Something of the network that is not drawn; may be given again.")
+@_json
+def breadth(
+    cases: int,
+    seed: int,
+    code: str | None,
+    number: int | None,
+    stall: float | None,
+    image: int | None,
+    fixed: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Hold random networks, lanes and back-pressure to the reference, and make a case that fails as small as it gets.
+
+    \b
+    Examples:
+      python -m rtl_gen breadth
+      python -m rtl_gen breadth --cases 1000 --seed 5000 --code spike --json
+      python -m rtl_gen breadth --case 17 --code count --stall 0 --fix layers=1 --fix levels=2
+    """
+    from casc_hw.cli import pairs
+    from sim.breadth import FIXED, Case, run, shrink
+
+    given = dict(pairs("fix", fixed))
+    for name, value in given.items():
+        if name not in FIXED or value < 1:
+            raise CascError(f"fix: {name}={value} is not one of {', '.join(FIXED)}, from 1; leave it out")
+    seeds = range(seed, seed + cases) if number is None else [number]
+    codes: Any = ["spike", "count"] if code is None else [code]
+    compared = done = 0
+    with _progress(as_json) as progress:
+        for case in (Case(of, code, stall, image, tuple(sorted(given.items()))) for of in seeds for code in codes):
+            progress(f"network {case.seed} in {case.code} code")
+            values, wrong = run(case)
+            compared, done = compared + values, done + 1
+            if wrong:
+                progress(f"making {case.command} smaller")
+                smallest, wrong = shrink(case, wrong)
+                raise CascError(f"breadth: {wrong}, after {done - 1} cases that were right; repeat with `{smallest.command}` and report it")
+    if as_json:
+        click.echo(json.dumps({"cases": done, "compared": compared, "mismatches": 0}))
+    else:
+        click.echo(f"{done} cases, {compared:,} values compared, 0 mismatches")
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def report(folder: Path | None) -> None:
     """Write a build folder's report again from what the build left there.

@@ -105,83 +105,97 @@ def run_bench(
         raise CascError("icarus: iverilog is not on PATH; install it or use verilator")
     if len(images) == 0:
         raise CascError("images: there are none to simulate; give at least one")
-    work = work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    source = work / "core.v"
     text = to_verilog(Core(spec, bench=True) if core is None else core, "core", undefined_collisions=True)
-    if not source.exists() or source.read_text() != text:
-        source.write_text(text)
-    words = weight_words(spec)
-    weights = work / "weights.json"
-    weights.write_text(json.dumps(words))
-    vectors, outcome, job_file = work / "vectors.npz", work / "outcome.json", work / "job.json"
-    save_vectors(net, images, vectors, "count" if spec.counting else "spike")
-    outcome.unlink(missing_ok=True)
-    job = Job(
-        vectors=str(vectors),
-        outcome=str(outcome),
-        beat=spec.pixels.beat,
-        pixel_bits=spec.pixels.maximum.bit_length(),
-        layers=[tap(spec, index) for index in range(len(spec.spiking))],
-        streams=spec.streams,
-        stall=stall,
-        alone=alone(len(images)) if stall == 0 else 0,
-        patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
-        seed=seed,
-        weights=str(weights) if words else "",
-    )
-    job_file.write_text(json.dumps(asdict(job)))
-    with _environment(simulator, CASC_JOB=str(job_file)):
-        runner = get_runner(simulator)
-        start = time.monotonic()
-        # cocotb makes every signal public, which keeps Verilator from optimising; only the ports need be.
-        control = work / "public.vlt"
-        control.write_text('`verilator_config\npublic_flat_rw -module "core" -port "*"\n')
-        options = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "unique", "--x-initial", "fast"]
-        _guard(
-            lambda: runner.build(
-                sources=[control, source] if simulator == "verilator" else [source],
-                hdl_toplevel="core",
-                build_dir=work / f"{simulator}{'-vcd' if vcd else ''}",
-                build_args=options if simulator == "verilator" else ["-g2012"],
-                timescale=("1ns", "1ps"),
-                waves=vcd is not None,
-                log_file=work / "compile.log",
-            ),
-            work / "compile.log",
+    return Bench(net, spec, images, work.resolve(), text, simulator, vcd).run(stall, seed)
+
+
+class Bench:
+    """``images`` of ``net`` and the module ``core``, Verilog ``text`` of what ``spec`` describes, compiled in ``work``."""
+
+    def __init__(
+        self, net: IntegerNet, spec: CoreSpec, images: Tensor, work: Path, text: str, simulator: str = "verilator", vcd: Path | None = None
+    ):
+        self.spec, self.images, self.work, self.simulator, self.vcd = spec, images, work, simulator, vcd
+        work.mkdir(parents=True, exist_ok=True)
+        source = work / "core.v"
+        if not source.exists() or source.read_text() != text:
+            source.write_text(text)
+        self.words = weight_words(spec)
+        (work / "weights.json").write_text(json.dumps(self.words))
+        save_vectors(net, images, work / "vectors.npz", "count" if spec.counting else "spike")
+        started = time.monotonic()
+        with _environment(simulator):
+            self.runner = get_runner(simulator)
+            # cocotb makes every signal public, which keeps Verilator from optimising; only the ports need be.
+            control = work / "public.vlt"
+            control.write_text('`verilator_config\npublic_flat_rw -module "core" -port "*"\n')
+            options = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "unique", "--x-initial", "fast"]
+            _guard(
+                lambda: self.runner.build(
+                    sources=[control, source] if simulator == "verilator" else [source],
+                    hdl_toplevel="core",
+                    build_dir=work / f"{simulator}{'-vcd' if vcd else ''}",
+                    build_args=options if simulator == "verilator" else ["-g2012"],
+                    timescale=("1ns", "1ps"),
+                    waves=vcd is not None,
+                    log_file=work / "compile.log",
+                ),
+                work / "compile.log",
+            )
+        self.compile_seconds = round(time.monotonic() - started, 2)
+
+    def run(self, stall: float = 0.0, seed: int = 1, mutant: int | None = None) -> SimResult:
+        """All images once; with ``mutant``, of a core of mutants (`sim.mutation`)."""
+        work, images, spec, simulator = self.work, self.images, self.spec, self.simulator
+        job = Job(
+            vectors=str(work / "vectors.npz"),
+            outcome=str(work / "outcome.json"),
+            beat=spec.pixels.beat,
+            pixel_bits=spec.pixels.maximum.bit_length(),
+            layers=[tap(spec, index) for index in range(len(spec.spiking))],
+            streams=spec.streams,
+            stall=stall,
+            alone=alone(len(images)) if stall == 0 else 0,
+            patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
+            seed=seed,
+            weights=str(work / "weights.json") if self.words else "",
+            mutant=mutant,
         )
-        compiled = time.monotonic()
-        _guard(
-            lambda: runner.test(
-                test_module="sim.bench",
-                hdl_toplevel="core",
-                test_dir=work,
-                results_xml=str(work / "results.xml"),
-                waves=vcd is not None,
-                plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) + 1}"] if simulator == "verilator" else [],
-                test_args=["--trace-file", str(vcd.resolve())] if vcd is not None else [],
-                log_file=work / "run.log",
-            ),
-            work / "run.log",
-            outcome,
+        outcome = Path(job.outcome)
+        outcome.unlink(missing_ok=True)
+        (work / "job.json").write_text(json.dumps(asdict(job)))
+        started = time.monotonic()
+        with _environment(simulator, CASC_JOB=str(work / "job.json")):
+            _guard(
+                lambda: self.runner.test(
+                    test_module="sim.bench",
+                    hdl_toplevel="core",
+                    test_dir=work,
+                    results_xml=str(work / "results.xml"),
+                    waves=self.vcd is not None,
+                    plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) + 1}"] if simulator == "verilator" else [],
+                    test_args=["--trace-file", str(self.vcd.resolve())] if self.vcd is not None else [],
+                    log_file=work / "run.log",
+                ),
+                work / "run.log",
+                outcome,
+            )
+        said = json.loads(outcome.read_text())
+        latency = Spread.of(said["latency"][: job.alone]) or Spread.of(said["latency"]) or Spread(0, 0, 0)
+        return SimResult(
+            images=said["images"],
+            spikes_compared=said["spikes_compared"],
+            mismatches=said["mismatches"],
+            messages=said["messages"],
+            cycles=Spread.of(said["cycles"]) or latency,
+            latency=latency,
+            sleep_steps=Spread.of(said["sleep_steps"]) or Spread(0, 0, 0),
+            total_cycles=said["total_cycles"],
+            simulator=simulator,
+            stall=stall,
+            compile_seconds=self.compile_seconds,
+            run_seconds=round(time.monotonic() - started, 2),
         )
-        done = time.monotonic()
-    said = json.loads(outcome.read_text())
-    latency = Spread.of(said["latency"][: job.alone]) or Spread.of(said["latency"]) or Spread(0, 0, 0)
-    return SimResult(
-        images=said["images"],
-        spikes_compared=said["spikes_compared"],
-        mismatches=said["mismatches"],
-        messages=said["messages"],
-        cycles=Spread.of(said["cycles"]) or latency,
-        latency=latency,
-        sleep_steps=Spread.of(said["sleep_steps"]) or Spread(0, 0, 0),
-        total_cycles=said["total_cycles"],
-        simulator=simulator,
-        stall=stall,
-        compile_seconds=round(compiled - start, 2),
-        run_seconds=round(done - compiled, 2),
-    )
 
 
 def _guard(run: Any, log: Path, outcome: Path | None = None) -> None:

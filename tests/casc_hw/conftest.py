@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from casc_hw import IMAGE, IntegerNet, Layer
-from tests.random_nets import random_graph
+from sim.random_nets import random_graph
 
 
 @pytest.fixture(scope="session", autouse=True)

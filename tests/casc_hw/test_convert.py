@@ -981,8 +981,8 @@ def test_relu_networks_of_every_form_near_the_float_model(case: str, per_channel
     result = convert(model, **options, percentile=1.0)
     assert len(result.scales) == len(result.net.spiking)
     for layer in result.net.spiking * per_channel:
-        scales = result.channel_scales[layer.name]
-        assert (len(scales), float(scales.max())) == (layer.outputs, result.scales[layer.name])
+        scales = result.scales[layer.name]
+        assert not isinstance(scales, list) or len(scales) == layer.outputs
     assert max(loss.total for loss in result.losses.values()) < 0.06
     assert not any(loss.clipped for loss in list(result.losses.values())[:1])
     with torch.no_grad():
@@ -1004,12 +1004,11 @@ def test_per_channel_scales_are_percentiles_of_channels(percentile: float) -> No
         channels = first.transpose(0, 1).flatten(1).sort(1).values
         scales = channels[:, round(percentile * channels.shape[1]) - 1]
         second = model[3:6](first.clamp(max=scales[:, None, None])).sort(0).values
-    assert torch.allclose(result.channel_scales["0"], scales)
-    assert torch.allclose(result.channel_scales["4"], second[round(percentile * 60) - 1])
-    assert result.scales["0"] == float(scales.max()) > float(scales.min()) > 0
+    assert torch.allclose(torch.tensor(result.scales["0"]).double(), scales)
+    assert torch.allclose(torch.tensor(result.scales["4"]).double(), second[round(percentile * 60) - 1])
+    assert scales.max() > scales.min() > 0
     whole = convert(model, **options)
-    assert whole.channel_scales == {}
-    assert whole.scales["0"] != result.scales["0"] or percentile == 1
+    assert whole.scales["0"] == pytest.approx(float(first.flatten().kthvalue(round(percentile * first.numel())).values))
     assert result.losses["0"].total < whole.losses["0"].total
 
 
@@ -1035,7 +1034,8 @@ def test_losses_are_clipping_and_the_rest(percentile: float, per_channel: bool) 
     answer, x = quantised_ann(result.net, pixels), pixels.double() / 255
     for name, counts, modules in zip(("fc0", "fc1"), answer.counts, (model[:4], model[4:7]), strict=True):
         x = modules(x).detach()
-        scale = result.channel_scales[name] if per_channel else torch.tensor(result.scales[name]).double()
+        scale = torch.tensor(result.scales[name], dtype=torch.float64)
+        assert scale.ndim == per_channel
         got, loss = counts / 8 * scale, result.losses[name]
         assert loss.total == pytest.approx(float((got - x).norm() / x.norm()))
         assert loss.clipped == pytest.approx(float((x - scale).clamp(min=0).norm() / x.norm()), abs=1e-6)

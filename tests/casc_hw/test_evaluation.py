@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from casc_hw import CascError, IntegerNet, SpikingNet, quantised_ann, simulate
+from casc_hw import CascError, IntegerNet, SpikingNet, Step, quantised_ann, simulate
 from casc_hw.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,41 @@ def test_the_modes_by_hand(margin: int, make_net: Net, make_images: Images) -> N
     assert done.sleep_steps == {"median": steps[15], "p99": steps[30], "max": steps[30]}
     assert done.images == 31
     assert json.loads(json.dumps(done.as_json()))["modes"][3]["spikes"] == full.spikes
-    assert evaluate(net, images, batch=31) == replace(done, modes=tuple(replace(mode, accuracy=None) for mode in done.modes))
+    told = json.loads(json.dumps(done.as_json()))["modes"][3]
+    last = done.activity[-1].asleep  # of the last sleep
+    assert told["over_steps"][-1] == {"t": 8, "asleep": last, "accuracy": full.accuracy, "agreement": 1}
+    assert margin == 2 or last == steps[30]
+    assert told["histogram"]["layer1"] == list(full.histogram["layer1"])
+    blind = [replace(mode, accuracy=None, over_steps=tuple(replace(at, accuracy=None) for at in mode.over_steps)) for mode in done.modes]
+    assert evaluate(net, images, batch=31) == replace(done, modes=tuple(blind))
+
+
+@pytest.mark.parametrize("margin", [3, 8])
+def test_histogram_and_accuracy_over_steps_by_hand(margin: int, make_net: Net, make_images: Images) -> None:
+    net = make_net((13, 29, 23, 19, 5), levels=8, margin=margin, spread=0.3, seed=1)
+    images = make_images(net, 20)
+    labels = torch.arange(20) % 5
+    done = evaluate(net, images, labels, batch=7)
+    wanted = quantised_ann(net, images)
+    for mode, snn in zip(done.modes[1:], (SpikingNet.plain(net), SpikingNet(net, sleep=0), SpikingNet(net)), strict=True):
+        # one image at a time: by (t, asleep), the class after the step
+        seen: list[dict[tuple[int, int], int]] = []
+        for image in images:
+            took: list[Step] = []
+            with snn.register_step_hook(took.append):
+                snn.run(image[None])
+            seen.append({(step.t, step.asleep): int(step.sums.flatten().argmax()) for step in took})
+        for at in mode.over_steps:
+            then = torch.tensor([of[max(key for key in of if key <= (at.t, at.asleep))] for of in seen])
+            assert at.accuracy == pytest.approx(float((then == labels).double().mean()))
+            assert at.agreement == pytest.approx(float((then == wanted.classes).double().mean()))
+        assert [(at.t, at.asleep) for at in mode.over_steps] == sorted({key for of in seen for key in of})
+        counts = snn.run(images).answer.counts
+        for layer, of in zip(net.spiking, counts, strict=True):
+            assert list(mode.histogram[layer.name]) == [int((of == count).sum()) for count in range(9)]
+    assert len({at.agreement for at in done.modes[3].over_steps}) > 1
+    assert done.modes[0].over_steps == ()
+    assert sum(done.modes[0].histogram["layer2"]) == 20 * 19
 
 
 def test_what_does_not_fit_is_refused(make_net: Net, make_images: Images) -> None:
@@ -133,7 +167,7 @@ def test_convert_tells_what_is_lost(per_channel: bool, casc_hw: Any, tmp_path: P
     said = json.loads(done.stdout)
     assert set(said["losses"]) == {"1"}
     assert 0 < said["losses"]["1"]["clipped"] < said["losses"]["1"]["total"] < 0.5
-    assert [len(scales) for scales in said["channel_scales"].values()] == [9] * per_channel
+    assert not per_channel or len(said["scales"]["1"]) == 9
     done = casc_hw("convert", "--model", "model.py:bad", *rest)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.strip().splitlines()
@@ -183,7 +217,7 @@ def test_usage_errors_end_with_2(arguments: list[str], casc_hw: Any) -> None:
 def test_help_has_examples_and_needs_nothing_heavy(casc_hw: Any) -> None:
     from casc_hw.__main__ import main
 
-    assert set(main.commands) == {"convert", "evaluate"}
+    assert {"convert", "evaluate", "plot", "train"} <= set(main.commands)
     for name, command in main.commands.items():
         assert f"python -m casc_hw {name}" in (command.help or "")
         assert "rtl_gen" not in (command.help or "")

@@ -16,7 +16,7 @@ from torch import nn
 from casc_hw import IMAGE, CascError, ClipQuan, IntegerNet, Layer, Pool, Synapses, convert, from_nir, quantised_ann, to_nir
 from casc_hw.clipquan import IntegrateAndFire
 from casc_hw.qat import fake_quantise
-from tests.random_nets import random_graph
+from sim.random_nets import random_graph
 
 nir = pytest.importorskip("nir")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from casc_hw import CascError, ClipQuan, convert, quantised_ann
+from casc_hw import CascError, ClipQuan, clip_quant, convert, quantised_ann
 from casc_hw.qat import fake_quantise, fold_batchnorm
 
 
@@ -26,7 +26,9 @@ def _randomise(model: nn.Module, seed: int) -> nn.Module:
             spread = module.weight[0].numel() ** -0.5
             module.weight.data.copy_(torch.randn(module.weight.shape, generator=chance) * spread)
             if module.bias is not None:
-                module.bias.data.copy_(torch.randn(module.bias.shape, generator=chance) * 0.1)
+                module.bias.data.copy_(torch.randn(module.bias.shape, generator=chance) * 0.1 + 0.2 * isinstance(model, Shortcuts))
+        elif isinstance(module, ClipQuan) and module.log_scale is not None:
+            module.log_scale.data.copy_(torch.rand(module.log_scale.shape, generator=chance) * 1.5 - 0.9)
     return model.double().eval()
 
 
@@ -65,6 +67,28 @@ class Residual(nn.Module):
         return self.fc(torch.flatten(self.mean(x), 1))
 
 
+class Shortcuts(nn.Module):
+    """Identities of concatenations into a max pool, and of neurons and averages beside convolutions; parts of the read-out's input."""
+
+    def __init__(self, levels: int = 8):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.conv4 = (nn.Conv2d(*of, 3, padding=1) for of in ((1, 3), (3, 2), (3, 3), (3, 2)))
+        self.conv5, self.conv6, self.conv7 = nn.Conv2d(5, 5, 1), nn.Conv2d(5, 5, 3, padding=1), nn.Conv2d(5, 5, 1)
+        self.fc = nn.Linear(20 + 80 + 192, 4)
+        self.act1, self.act2, self.act3, self.act4, self.act5, self.act6, self.act7, self.act8 = (ClipQuan(levels) for _ in range(8))
+        self.mean, self.max = nn.AvgPool2d(2), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.act1(self.conv1(x))
+        both = torch.cat([one, self.act2(self.conv2(one))], 1)
+        other = torch.cat([self.act3(self.conv3(one)), self.act4(self.conv4(one))], 1)
+        most = self.act5(self.max(both + other))
+        deep = self.act6(self.conv5(most))
+        sums = self.act7(self.conv6(most) + deep)
+        last = self.act8(self.conv7(self.mean(sums)) + self.mean(deep))
+        return self.fc(torch.cat([last.flatten(1), most.flatten(1), one.flatten(1)], 1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "mlp, T = 3": lambda: mlp(3),
@@ -73,7 +97,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "average, T = 5": lambda: cnn(5),
     "residual": Residual,
     "residual, T = 6": lambda: Residual(6),
-}
+    "shortcuts": Shortcuts,
+    "concatenated": lambda: Concatenated(),
+    **{
+        f"{name}, a scale per {kind}": lambda make=make, levels=levels, kind=kind: clip_quant(make(levels), levels, kind)
+        for name, make, levels in (("mlp", mlp, 8), ("average", cnn, 8), ("max", lambda levels: cnn(levels, nn.MaxPool2d), 5),
+                                   ("residual", Residual, 6), ("shortcuts", Shortcuts, 8), ("concatenated", lambda _: Concatenated(), 8))
+        for kind in ("layer", "channel")
+    },
+}  # fmt: skip
 
 
 def _images(count: int = 40) -> Tensor:
@@ -84,10 +116,15 @@ def _images(count: int = 40) -> Tensor:
 
 
 def _activations(model: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What each ClipQuan gives, in order; and the output."""
+    """What each ClipQuan gives over its scale, in order; and the output."""
     seen: list[Tensor] = []
+
+    def keep(clip: nn.Module, _: object, given: Tensor) -> None:
+        scale = torch.ones(()) if clip.scale is None else clip.scale
+        seen.append(given / scale.reshape(-1, *[1] * (given.ndim - 2)))
+
     hooks = [
-        module.register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+        module.register_forward_hook(keep)
         for module in model.modules()
         if isinstance(module, ClipQuan)
     ]
@@ -116,10 +153,12 @@ def test_counts_and_sums_are_the_converted_networks(name: str, bits: int) -> Non
     seen, output = _activations(tuned, images.double() / 255)
     net = convert(model, input_shape=(1, 8, 8), bits=bits).net
     answer = quantised_ann(net, images)
-    for layer, activation, count in zip(net.spiking, seen, answer.counts, strict=True):
-        assert torch.equal((activation * net.levels).round().to(torch.int64).flatten(1), count), layer.name
-        assert 0 < (count > 0).double().mean() < 1
     assert torch.equal((output * net.levels * (net.readout.scale or 0)).round().to(torch.int64), answer.sums)
+    for count in answer.counts:
+        assert len(count.unique()) > 1
+    if not isinstance(model, Shortcuts):  # whose layers are not its ClipQuans
+        for layer, activation, count in zip(net.spiking, seen, answer.counts, strict=True):
+            assert torch.equal((activation * net.levels).round().to(torch.int64).flatten(1), count), layer.name
 
 
 def test_bits_by_module_and_pixels_of_one_bit() -> None:
@@ -189,7 +228,6 @@ REFUSALS: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: _sequence(flat=nn.Flatten(), fc=nn.Linear(64, 3), act=nn.ReLU(), out=nn.Linear(3, 2)), "act: ReLU has no levels"),
     (lambda: _sequence(flat=nn.Flatten(), fc=nn.Linear(64, 3), act=nn.Sigmoid(), out=nn.Linear(3, 2)), "act: Sigmoid cannot be converted"),
     (Twice, "conv: is used twice"),
-    (Concatenated, "fc: takes a concatenation"),
 ]
 
 

@@ -26,6 +26,7 @@ from casc_hw import (
     quantised_ann,
     simulate,
 )
+from casc_hw.fast import exact_dtype, exact_products
 
 Net = Callable[..., IntegerNet]
 Images = Callable[..., Tensor]
@@ -97,6 +98,73 @@ def test_until_silence_the_answer_is_the_integer_ann_of_as_many_levels(levels: i
     )
     assert torch.equal(got.sums, wanted.sums)
     assert all(map(torch.equal, got.counts, wanted.counts))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_records_it_is_the_reference_too(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed, **[{}, {"sleep": 0}, {"sleep": 2}, {"margin": 1, "sleep": 1}][seed % 4])
+    images = whole(net, make_images(net, 11))
+    for gamma in (1, 3):
+        equal(SpikingNet(net, gamma=gamma).run(images), simulate(net, images, gamma=gamma, record=False))
+
+
+def test_floats_hold_every_sum(make_net: Net, make_images: Images) -> None:
+    """Just below 2**24 and from there on: float32 and float64, both right where the next smaller type would not be."""
+    net = make_net((5, 7, 3), levels=4)
+    first = net.layers[0]
+    span = int((255 * first.synapses[0].weight.abs().sum(1)).max())
+    for reach, dtype in (((1 << 24) - 1, torch.float32), (1 << 24, torch.float64)):
+        theta = torch.full((7,), reach - 4 * (span + 1000))
+        wide = replace(net, nodes=(replace(first, bias=torch.full((7,), 1000), threshold=theta), *net.nodes[1:]))
+        worst = 4 * (255 * first.synapses[0].weight.abs().sum(1) + 1000) + theta
+        assert int(worst.max()) == reach
+        assert exact_dtype(wide) == dtype
+        images = make_images(net, 40)
+        equal(SpikingNet(wide).run(images, record=True, potentials=True), simulate(wide, images, potentials=True))
+    odd = Layer.dense("a", IMAGE, torch.tensor([[127, 1]]), torch.tensor([(1 << 26) + 1]), torch.tensor([1 << 26]), 8)
+    out = Layer.dense("out", "a", torch.ones(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), None, 8, 1.0)
+    big = IntegerNet("big", 2, 2, None, (2,), 255, (odd, out))
+    two = torch.tensor([[0, 0], [1, 1]])
+    equal(SpikingNet(big).run(two, potentials=True, record=True), simulate(big, two, potentials=True))
+    snn = SpikingNet(net).half()
+    with pytest.raises(CascError, match=r"^SpikingNet: moved to torch.float16, .*; "):
+        snn(images.new_zeros(1, 5))
+    with pytest.raises(CascError, match=r"^SpikingNet: moved to torch.float32, .*; "):
+        SpikingNet(big).float()(two)
+    assert torch.equal(SpikingNet(net).double()(make_images(net, 3)), SpikingNet(net)(make_images(net, 3)))
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert not exact_products(torch.device("cpu"))
+        equal(SpikingNet(net).run(images), simulate(net, images, record=False))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert exact_products(torch.device("cpu"))
+    assert not exact_products(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_ann_in_one_pass(seed: int, make_graph: Net, make_images: Images) -> None:
+    net = make_graph(seed)
+    images = whole(net, make_images(net, 6))
+    got, wanted = SpikingNet(net, gamma=2, negative=False).ann(images), quantised_ann(net, images)
+    assert torch.equal(got.sums, wanted.sums)
+    assert torch.equal(got.classes, wanted.classes)
+    assert all(map(torch.equal, got.counts, wanted.counts))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_computes_where_its_buffers_are(seed: int, make_graph: Net, make_images: Images) -> None:
+    """Under a default device that holds no values, whatever is made elsewhere by itself cannot be computed with."""
+    net = make_graph(seed)
+    images = whole(net, make_images(net, 6))
+    snn, steps = SpikingNet(net), list[Step]()
+    wanted = simulate(net, images, potentials=True)
+    with snn.statistics() as seen, snn.register_step_hook(steps.append), torch.device("meta"):
+        equal(snn.run(images, record=True, potentials=True), wanted)
+        assert snn(images).device.type == "cpu"
+        assert seen.classes.device.type == "cpu"
+        assert {part.device.type for step in steps for part in (*step.counts.values(), *step.events.values(), step.sums)} == {"cpu"}
+    assert snn.to("meta").device.type == "meta"
 
 
 # --- neurons of other kinds, against loops that share nothing with it ---------------------------------------------------

@@ -15,7 +15,7 @@ from casc_hw.network import IMAGE, to_wire
 from rtl_gen.gates.core import CoreSpec, LayerSpec, PoolNode
 from rtl_gen.gates.neurons import CountSpec, NeuronSpec
 from rtl_gen.lower import Lanes, core_spec, current_width, geometry, pixel_shape, potential_interval
-from tests.random_nets import random_graph
+from sim.random_nets import random_graph
 
 CODES: list[Literal["spike", "count"]] = ["spike", "count"]
 

@@ -23,7 +23,7 @@ from rtl_gen.lower import Lanes, core_spec, geometry
 from rtl_gen.plan import Options, kind_of, make_plan, plan_of
 from rtl_gen.resources import Resources, estimate, parts
 from rtl_gen.search import CLOCK_HZ, MAX_NEURON_LANES, Search, held_by, narrower
-from tests.random_nets import random_graph
+from sim.random_nets import random_graph
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DIGITS, MNIST = (IntegerNet.load(EXAMPLES / f"{name}_mlp.pt") for name in ("digits", "mnist"))

@@ -21,7 +21,7 @@ from rtl_gen import report
 from rtl_gen.budget import Budget
 from rtl_gen.plan import Options, Plan, make_plan
 from rtl_gen.report import SHOWN, summary, write_report
-from tests.random_nets import random_graph
+from sim.random_nets import random_graph
 
 BUDGET = Budget("LFE5U-25F", 24288, 24288, 56, "DP16KD", 28)
 SECTIONS = ["Result", "Network", "Plan", "Cycles, predicted and measured", "Utilisation", "Clocks", "Sleep", "One image, step by step",

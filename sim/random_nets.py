@@ -1,11 +1,12 @@
-"""Random integer networks with convolutions, pools and shortcuts, for the tests of the reference and of the gates."""
+"""Random integer networks, chains of dense layers and graphs with convolutions, pools and shortcuts, to hold reference and gates to."""
 
 from __future__ import annotations
 
 import random
-from itertools import product
+from collections.abc import Sequence
+from itertools import pairwise, product
 from math import gcd, prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,44 @@ from casc_hw.network import IMAGE, IntegerNet, Layer, MapShape, Pool, Synapses, 
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9)
 CHANNELS = (1, 2, 3, 4, 5, 6)
+
+
+def random_chain(
+    sizes: Sequence[int],
+    *,
+    levels: int = 8,
+    margin: int | None = None,
+    sleep: int | None = None,
+    bits: int = 8,
+    input_max: int = 255,
+    seed: int = 0,
+    spread: float = 0.5,
+) -> IntegerNet:
+    """A network of ``sizes`` (inputs, hidden..., classes); ``spread``: the typical threshold over the typical current."""
+    chance = random.Random(seed)
+    half = 1 << (bits - 1)
+    layers = []
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        last = index == len(sizes) - 2
+        typical = max(int(spread * (2 * input_max if index == 0 else 0.5) * half * inputs**0.5 / 2), 1)
+        weight = [[chance.choice((-half, half - 1, *(chance.randrange(-half, half) for _ in range(6)))) for _ in range(inputs)]
+                  for _ in range(outputs)]  # fmt: skip
+        bias = [chance.randint(-max(typical // 4, 2), max(typical // 4, 2)) for _ in range(outputs)]
+        threshold = None if last else torch.tensor([chance.randint(1, 2 * typical) for _ in range(outputs)])
+        source = f"layer{index - 1}" if index else IMAGE
+        scale = 100.0 if last else None
+        layers.append(Layer.dense(f"layer{index}", source, torch.tensor(weight), torch.tensor(bias), threshold, bits, scale))
+    return IntegerNet("random", levels, levels if margin is None else margin, sleep, (sizes[0],), input_max, tuple(layers))
+
+
+def random_images(net: IntegerNet, count: int, seed: int = 0) -> Tensor:
+    """All bright, all dark, then random ones, every other one of extremes only."""
+    chance = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, net.input_max + 1, (count, net.inputs), generator=chance)
+    images[::2] = (images[::2] > net.input_max // 2) * net.input_max
+    images[:1] = net.input_max
+    images[1:2] = 0
+    return images
 
 
 def random_graph(seed: int, **fixed: Any) -> IntegerNet:
@@ -102,7 +141,7 @@ class _Builder:
 
     def pool(self, name: str) -> None:
         source = self.unused[-1]
-        kind = "average" if source in self.averages else self.chance.choice(("average", "max"))
+        kind: Literal["average", "max"] = "average" if source in self.averages else self.chance.choice(("average", "max"))
         kernel, stride, padding = self.window(self.shapes[source], (1, 2, 2, 3), (1, 2, 2, 3))
         if self.chance.random() < 0.1:
             kernel, stride, padding = self.shapes[source][1:], (1, 1), (0, 0)
@@ -175,7 +214,9 @@ class _Builder:
         self, shape: MapShape, kernels: tuple[int, ...], strides: tuple[int, ...]
     ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Kernel, stride and padding, often the same both ways."""
-        kernel, stride, padding = [], [], []
+        kernel: list[int] = []
+        stride: list[int] = []
+        padding: list[int] = []
         for size in shape[1:]:
             same = kernel and self.chance.random() < 0.7
             high, step = (kernel[0], stride[0]) if same else (self.chance.choice(kernels), self.chance.choice(strides))
