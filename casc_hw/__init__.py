@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casc_hw.clipquan import ClipQuan
-    from casc_hw.conversion import Conversion, convert
+    from casc_hw.conversion import Conversion, Loss, convert
     from casc_hw.errors import CascError
     from casc_hw.fixed import Interval
     from casc_hw.intervals import LayerBounds, bounds
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "intervals": ("LayerBounds", "bounds"),
     "clipquan": ("ClipQuan",),
-    "conversion": ("Conversion", "convert"),
+    "conversion": ("Conversion", "Loss", "convert"),
     "errors": ("CascError",),
     "fixed": ("Interval",),
     "network": ("IMAGE", "FloatNet", "IntegerNet", "Layer", "Pool", "Synapses", "output_shape", "to_wire"),
@@ -52,6 +52,7 @@ __all__ = [
     "Interval",
     "Layer",
     "LayerBounds",
+    "Loss",
     "Pool",
     "SpikingNet",
     "Statistics",

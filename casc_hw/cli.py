@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 @click.option("--sleep", type=int, help="Most sleep steps [default: until silence, exact].")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Images (.npy or .npz) as pixels; needed for ReLU.")
 @click.option("--percentile", type=float, default=0.999, show_default=True, help="Of a ReLU's calibration activations.")
+@click.option("--per-channel", is_flag=True, help="A percentile for each channel, rather than each layer.")
 @click.option("--name", help="Of the network [default: the output file's].")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("converted.pt"), show_default=True)
 @json_option
@@ -96,6 +98,7 @@ def _convert(
     sleep: int | None,
     calibrate: Path | None,
     percentile: float,
+    per_channel: bool,
     name: str | None,
     out: Path,
     as_json: bool,
@@ -128,16 +131,22 @@ def _convert(
         sleep=sleep,
         calibration=calibration,
         percentile=percentile,
+        per_channel=per_channel,
     )
     done.net.save(out)
     if as_json:
         told = {"file": str(out), "net": done.net.name, "levels": done.net.levels, "digest": done.net.digest}
-        click.echo(json.dumps(told | {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}))
+        told |= {of: getattr(done, of) for of in ("weight_error", "scales", "agreement")}
+        click.echo(json.dumps(told | {"losses": {layer: asdict(loss) for layer, loss in done.losses.items()}}))
         return
     rows = [(f"{layer}: weights off by", f"{error:.2%} (rms)") for layer, error in done.weight_error.items()]
     for layer, scale in done.scales.items():
         span = f"{min(scale):g} to {max(scale):g}, by channel" if isinstance(scale, list) else f"{scale:g}"
         rows += [(f"{layer}: activation scale", span)] * (scale != 1)
+    rows += [
+        (f"{layer}: activations off by", f"{loss.total:.2%} (rms; clipped {loss.clipped:.2%}, the rest {loss.rest:.2%})")
+        for layer, loss in done.losses.items()
+    ]
     if done.agreement is not None:
         rows.append(("same class as the float network", f"{done.agreement:.2%} of the calibration images"))
     table(f"{out}: T = {done.net.levels}, digest {done.net.digest[:16]}", rows)

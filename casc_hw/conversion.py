@@ -15,14 +15,16 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import lcm, prod
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from casc_hw.clipquan import ClipQuan, IntegrateAndFire
 from casc_hw.errors import CascError
@@ -40,7 +42,7 @@ from casc_hw.network import (
     Synapses,
     to_wire,
 )
-from casc_hw.reference import quantised_ann
+from casc_hw.reference import events_of, quantised_ann
 
 MAX_THRESHOLD = 1 << 24
 """Larger thresholds would only refine weights that are nearly zero, and cost width in every potential."""
@@ -62,6 +64,24 @@ _CONVERTIBLE = (
 
 
 @dataclass(frozen=True)
+class Loss:
+    """How far a layer's activations, counts / T * scale, are from the float network's for the calibration images, of their norm.
+
+    What the layers before have lost is in it.
+
+    Attributes
+    ----------
+    total: norm(activation - float) / norm(float); 0 where both are 0 everywhere, inf where only the float network's is.
+    clipped: likewise, of min(float, scale) - float: what is above the scale. The float network's own ClipQuan clips nothing more.
+    rest: likewise, of activation - min(float, scale): levels, and the rounding of weights.
+    """
+
+    total: float
+    clipped: float
+    rest: float
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A converted network and what the conversion cost.
 
@@ -73,6 +93,7 @@ class Conversion:
         worst of its synapses.
     scales: per spiking layer, what its activation was divided by (1 for ClipQuan without a scale; the percentile for ReLU); a list
         where its channels differ.
+    losses: per spiking layer, how far its activations are from the float network's; empty without calibration.
     agreement: share of calibration images on which the integer network names the same class as the float network; None
         without calibration.
     """
@@ -82,6 +103,7 @@ class Conversion:
     weight_error: dict[str, float]
     scales: dict[str, float | list[float]]
     agreement: float | None
+    losses: dict[str, Loss] = field(default_factory=dict)
 
 
 def convert(
@@ -98,6 +120,7 @@ def convert(
     sleep: int | None = None,
     calibration: Tensor | None = None,
     percentile: float = 0.999,
+    per_channel: bool = False,
     meta: dict[str, object] | None = None,
 ) -> Conversion:
     """Convert ``model``: convolutions, fully connected layers, pools, sums and concatenations between activations.
@@ -114,6 +137,7 @@ def convert(
     calibration: float images in 0..1 (pixel / input_max), shape (N, *input_shape); needed for ReLU. All their activations of a
         layer are held at once: a few hundred images are enough.
     percentile: share of a ReLU's calibration activations that stay below its clip.
+    per_channel: whether each channel of a ReLU has a clip of its own, folded into the weights, rather than each layer.
 
     Raises
     ------
@@ -121,14 +145,19 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise CascError(f"model: is a {type(model).__name__}, not a torch.nn.Module; give the trained network")
+    _check_parameters(model)
+    if not isinstance(input_shape, Sequence) or not len(input_shape):
+        raise CascError(f"input shape: {input_shape!r} is not a sequence of sizes; give the shape of one image, for example (28, 28)")
     input_shape = tuple(input_shape)
     for size in input_shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise CascError(f"input shape: {size!r} is not a positive integer; give the shape of one image")
     if not isinstance(input_max, int) or isinstance(input_max, bool) or not 1 <= input_max <= 255:
         raise CascError(f"input_max: {input_max!r} is not an integer from 1 to 255; use 8-bit pixels or fewer")
-    if not 0 < percentile <= 1:
+    if not isinstance(percentile, (int, float)) or not 0 < percentile <= 1:
         raise CascError(f"percentile: {percentile!r} is not in (0, 1]; the default is 0.999")
+    if calibration is not None and not isinstance(calibration, Tensor):
+        raise CascError(f"calibration: is a {type(calibration).__name__}, not a tensor; use torch.from_numpy or torch.stack")
     if calibration is not None and (tuple(calibration.shape[1:]) != input_shape or len(calibration) == 0):
         raise CascError(f"calibration: shape {tuple(calibration.shape)} is not a batch of {input_shape}; give (N, {input_shape})")
     if calibration is not None and not ((calibration >= 0) & (calibration <= 1)).all():
@@ -144,7 +173,7 @@ def convert(
             normalised = images.reshape(len(images), *_map_shape(input_shape)).to(torch.float64) * gain + offset
             return normalised.reshape(len(images), *dims).to(parameter)
 
-        walk = _Walk(traced, input_shape, dims, input_max, offset, gain, bits, steps, percentile)
+        walk = _Walk(traced, input_shape, dims, input_max, offset, gain, bits, steps, percentile, per_channel)
         if calibration is not None and any(_is_relu(traced, node) for node in traced.graph.nodes):
             walk.measure(seen(calibration))
         walk.walk()
@@ -156,14 +185,13 @@ def convert(
         unrounded = FloatNet(
             name, steps, net.margin, sleep, input_shape, input_max, tuple(walk.unrounded.get(node.name, node) for node in walk.nodes)
         )
-        agreement = None
+        agreement, losses = None, {}
         if calibration is not None:
-            same = [
-                quantised_ann(net, (images * input_max).round().clamp(0, input_max)).classes == _classes(net, model(seen(images)))
-                for images in (calibration[low : low + 64] for low in range(0, len(calibration), 64))
-            ]
-            agreement = float(torch.cat(same).double().mean())
-    return Conversion(net, unrounded, walk.errors, walk.scales, agreement)
+            compared = _Compared(walk, net)
+            for images in torch.split(calibration, 64):
+                compared.compare(seen(images), (images * input_max).round().clamp(0, input_max))
+            agreement, losses = compared.same / len(calibration), compared.losses()
+    return Conversion(net, unrounded, walk.errors, walk.scales, agreement, losses)
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------
@@ -227,13 +255,10 @@ def round_layer(
     elif not readout or shortcuts:  # a threshold is a positive integer; a scale need not be
         one = one.clamp(min=1).round()
     if len(one) > 1:
-        error = _rounding_errors(flat, one, tops, units)
-        if readout:
-            error = error.sum(1, keepdim=True).expand_as(error)
-        one = one.gather(0, error.argmin(0, keepdim=True))
+        one = _best(flat, one, tops, units, readout)
     one = one[0]
     integers = tuple(
-        (rows * (one / unit)[:, None]).round().clamp(-top, top).to(torch.int64).reshape(weight.shape)
+        (rows * (one / unit)[:, None]).round_().clamp_(-top, top).to(torch.int64).reshape(weight.shape)
         for weight, rows, unit, top in zip(weights, flat, units, tops, strict=True)
     )
     for index in shortcuts:
@@ -272,7 +297,8 @@ def _candidates(
     weighted = [index for index, width in enumerate(bits) if width is not None]
     if not weighted:
         return None
-    peaks = torch.stack([flat[index].abs().amax(1) for index in weighted])  # (synapses, outputs)
+    ends = [flat[index].aminmax(dim=1) for index in weighted]
+    peaks = torch.stack([torch.maximum(-low, high) for low, high in ends])  # (synapses, outputs)
     if readout:
         peaks = peaks.amax(1, keepdim=True).expand_as(peaks)
     unit, top = (torch.tensor([of[index] for index in weighted])[:, None].expand_as(peaks) for of in (units, tops))
@@ -284,6 +310,49 @@ def _candidates(
     search = min(width for width in bits if width is not None) < 6
     stretch = torch.linspace(0.8, 4.0, 129, dtype=torch.float64) if search else torch.ones(1, dtype=torch.float64)
     return stretch[:, None] * unit * top / peak.clamp(min=1e-30)
+
+
+def _best(flat: Sequence[Tensor], one: Tensor, tops: Sequence[int], units: Sequence[int], readout: bool) -> Tensor:
+    """Of the candidates ``one`` those, (1, outputs), that round and clip with the least square error, the first of equals."""
+    error = _estimated_errors(flat, one, tops, units)
+    size = sum((weight.square().sum(1) for weight in flat), torch.zeros(one.shape[1], dtype=torch.float64))
+    if readout:
+        error, size = error.sum(1, keepdim=True), size.sum(0, keepdim=True)
+    near = error <= error.amin(0) + 1e-9 * size  # far more than the estimate's own rounding
+    best = one.gather(0, near.int().argmax(0, keepdim=True).expand(1, one.shape[1]))
+    unsure = (near & (one != best)).any(0).expand(one.shape[1]).nonzero()[:, 0]
+    if len(unsure):
+        near = near.expand_as(one)[:, unsure]
+        tried = near.any(1).nonzero()[:, 0]
+        error = _rounding_errors([weight[unsure] for weight in flat], one[tried][:, unsure], tops, units)
+        if readout:
+            error = error.sum(1, keepdim=True).expand_as(error)
+        error = error.masked_fill(~near[tried], float("inf"))
+        best[0, unsure] = one[tried][:, unsure].gather(0, error.argmin(0, keepdim=True))[0]
+    return best
+
+
+def _estimated_errors(flat: Sequence[Tensor], one: Tensor, tops: Sequence[int], units: Sequence[int]) -> Tensor:
+    """`_rounding_errors` but for the rounding of its sums: of sorted weights, each is one sum for each integer up to ``top``."""
+    errors = torch.zeros_like(one)
+    for weight, top, unit in zip(flat, tops, units, strict=True):
+        inputs = weight.shape[1]
+        if inputs <= top:
+            errors += _rounding_errors([weight], one, [top], [unit])
+            continue
+        integers = torch.arange(1, top + 1)
+        size = max(4 * _BLOCK // max(inputs, len(one) * top), 1)
+        for low in range(0, len(weight), size):
+            rows = torch.from_numpy(np.sort(weight[low : low + size].abs().numpy(), axis=1))
+            step = (unit / one[:, low : low + size].T).contiguous()  # (outputs, candidates)
+            bounds = (step[..., None] * (integers - 0.5)).flatten(1)
+            below = torch.searchsorted(rows, bounds, right=True)
+            sums = F.pad(rows.cumsum(1), (1, 0))
+            # The weights above bound i are rounded to i steps or more: what i - 1 steps become with one more, summed over i
+            above = (sums[:, -1:] - sums.gather(1, below)).reshape(len(rows), -1, top).sum(2)
+            count = ((inputs - below).reshape(len(rows), -1, top) * (2 * integers - 1)).sum(2)
+            errors[:, low : low + size] += (rows.square().sum(1, keepdim=True) - step * (2 * above - step * count)).T
+    return errors
 
 
 def _rounding_errors(flat: Sequence[Tensor], one: Tensor, tops: Sequence[int], units: Sequence[int]) -> Tensor:
@@ -414,8 +483,9 @@ class _Walk:
         bits: int | Mapping[str, int],
         levels: int | None,
         percentile: float,
+        per_channel: bool = False,
     ):
-        self.traced, self.bits, self.levels, self.percentile = traced, bits, levels, percentile
+        self.traced, self.bits, self.levels, self.percentile, self.per_channel = traced, bits, levels, percentile, per_channel
         self.input_shape = input_shape
         shape = _map_shape(input_shape)
         self.image = _Value((_Piece((_Term(IMAGE, gain),), offset, shape),), dims)
@@ -437,6 +507,8 @@ class _Walk:
         self.scales: dict[str, float | list[float]] = {}
         self.ones: dict[str, Tensor] = {}
         """Per spiking layer, what its T spikes stand for, float64 (C, 1, 1)."""
+        self.made: dict[fx.Node, list[tuple[str, _Piece]]] = {}
+        """By activation, the layers it became, and what they and the pools behind them give in its place."""
 
     def measure(self, images: Tensor) -> None:
         """Run the float network on ``images`` along with the walk."""
@@ -709,8 +781,8 @@ class _Walk:
             for term in piece.terms:
                 at = None if term.at is None else term.at.reshape(1, -1)
                 room = () if at is None else (prod(self.maps[term.source].shape),)
-                weights = (spread * term.weight).flatten(1)
-                terms.append(_Term(term.source, weights, self.where, self.order, at=at, room=room, columns=(columns,)))
+                scaled = (spread if (term.weight == 1).all() else spread * term.weight).flatten(1)
+                terms.append(_Term(term.source, scaled, self.where, self.order, at=at, room=room, columns=(columns,)))
             if piece.bias.any():
                 bias = bias + (spread * piece.bias).sum((1, 2, 3))
         return _Value((_Piece(_joined(terms), bias[:, None, None], (len(bias), 1, 1)),), (len(bias),))
@@ -726,7 +798,11 @@ class _Walk:
             self._refuse(f"{kind} keeps no running statistics; train it with track_running_stats=True")
         if module.num_features != value.dims[0]:
             self._refuse(f"{kind} of {module.num_features} features follows {value.dims[0]} outputs; fix the sizes")
-        gain = (_finite(self.where, "running_var", module.running_var) + module.eps).rsqrt()
+        variance = _finite(self.where, "running_var", module.running_var) + module.eps
+        if (variance <= 0).any():
+            at = int(variance.argmin())
+            self._refuse(f"running_var[{at}] is {float(module.running_var[at])}, with which it cannot normalise; train it again")
+        gain = variance.rsqrt()
         shift = -_finite(self.where, "running_mean", module.running_mean)
         affine = module.weight is not None
         gain = gain * (_finite(self.where, "weight", module.weight) if affine else 1.0)
@@ -993,37 +1069,51 @@ class _Walk:
 
     def _clip(self, input: Any, *, module: ClipQuan) -> _Value:
         scale = None if module.scale is None else _finite(self.where, "scale", module.scale)
-        return self._activated(input, scale, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
+        ones = None if scale is None else self._per_channel(self._tensor(input), scale)
+        return self._activated(input, ones, threshold=module.threshold if isinstance(module, IntegrateAndFire) else None)
 
     def _relu(self, input: Any, inplace: bool = False) -> _Value:
-        return self._activated(input, self._scale("ReLU", float("inf")), half=True)
+        return self._activated(input, self._scale("ReLU", float("inf"), input), half=True)
 
     def _relu6(self, input: Any, inplace: bool = False) -> _Value:
-        return self._activated(input, self._scale("ReLU6", 6.0), half=True)
+        return self._activated(input, self._scale("ReLU6", 6.0, input), half=True)
 
-    def _scale(self, kind: str, limit: float) -> float:
-        """What becomes 1.0 behind this activation: a percentile of what it emits for the calibration images."""
+    def _scale(self, kind: str, limit: float, input: Any) -> list[Tensor]:
+        """What becomes 1.0 behind this activation, float64 (C, 1, 1) of each piece: a percentile of it for the calibration images."""
         if self.levels is None:
             self._refuse(f"{kind} says nothing of T; give levels (for example 16)")
         if self.run is None:
             self._refuse(f"{kind} needs its range measured; give calibration images")
         assert self.node is not None
-        x = self.run.env[self.node.all_input_nodes[0]].clamp(min=0)
-        rank = max(round(self.percentile * x.numel()), 1)
-        scale = min(float(x.flatten().kthvalue(rank).values) or float(x.max()) or 1.0, limit)
-        self.run.env[self.node] = x.clamp(max=scale)
-        return scale
+        value, x = self._tensor(input), self.run.env[self.node.all_input_nodes[0]].clamp(min=0)
 
-    def _activated(self, value: Any, scale: float | Tensor | None, half: bool = False, threshold: Tensor | None = None) -> _Value:
-        """An activation ends the sum of every piece in neurons, whose 1.0 is ``scale`` (None: 1), one number or one per channel.
+        def of(part: Tensor) -> float:
+            rank = max(round(self.percentile * part.numel()), 1)
+            return min(float(part.flatten().kthvalue(rank).values) or float(part.max()) or 1.0, limit)
+
+        channels = [piece.shape[0] for piece in value.pieces]
+        if self.per_channel:
+            each = [prod(value.dims) // sum(channels) if value.waiting else prod(piece.shape[1:]) for piece in value.pieces]
+            sizes = [size for count, size in zip(channels, each, strict=True) for _ in range(count)]
+            scales = torch.tensor([of(part) for part in x.flatten(1).split(sizes, 1)], dtype=torch.float64)
+            most = scales.repeat_interleave(torch.tensor(sizes)).reshape(x.shape[1:])
+            self.run.env[self.node] = torch.minimum(x, most.to(x))
+        else:
+            scale = of(x)
+            scales = torch.full((sum(channels),), scale, dtype=torch.float64)
+            self.run.env[self.node] = x.clamp(max=scale)
+        return [part[:, None, None] for part in torch.split(scales, channels)]
+
+    def _activated(self, input: Any, ones: list[Tensor] | None, half: bool = False, threshold: Tensor | None = None) -> _Value:
+        """An activation ends the sum of every piece in neurons, whose 1.0 is in ``ones`` (None: 1), (C, 1, 1) of each piece.
 
         ``threshold`` is of `IntegrateAndFire`.
         """
-        value = self._tensor(value)
+        value = self._tensor(input)
         pieces = []
-        one = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float64)
-        for piece, theta, weight in zip(value.pieces, self._thresholds(value, threshold), self._per_channel(value, one), strict=True):
-            if scale is not None:
+        weights = ones or [torch.ones(piece.shape[0], 1, 1, dtype=torch.float64) for piece in value.pieces]
+        for piece, theta, weight in zip(value.pieces, self._thresholds(value, threshold), weights, strict=True):
+            if ones is not None:
                 piece = piece.scaled(1 / weight)
             if half:
                 # floor() loses half a level on average; half a level of bias gives it back (rate coding's usual correction)
@@ -1035,6 +1125,8 @@ class _Walk:
             for window in value.waiting:
                 made = self._pooled_max(made, window)
             pieces.append(made)
+            if self.node is not None:
+                self.made.setdefault(self.node, []).append((name, made))
         return _Value(tuple(pieces), value.dims)
 
     def _per_channel(self, value: _Value, scale: Tensor) -> list[Tensor]:
@@ -1105,7 +1197,8 @@ class _Walk:
         synapses, errors, floats = [], [], []
         for term, weight, width, unit, integers in zip(piece.terms, weights, bits, units, rounded.weights, strict=True):
             one = rounded.one.reshape(-1, *[1] * (weight.ndim - 1))
-            errors.append(float((integers * unit / one - weight).norm() / weight.norm().clamp(min=1e-30)))
+            off = integers.double().mul_(unit).div_(one).sub_(weight)
+            errors.append(float(off.norm() / weight.norm().clamp(min=1e-30)))
             width = int(integers.abs().max()).bit_length() + 1 if width is None else width
             groups = term.groups if term.module else piece.shape[0]
             synapses.append(Synapses(term.source, term.reaching(integers), width, term.stride, term.padding, groups))
@@ -1171,6 +1264,39 @@ _VIEWS = (
     *(getattr(torch, method) for method in (*_RESHAPES[1:], *_TAKES)),
 )
 """Operations whose result may share its numbers with what they take."""
+
+
+class _Compared(fx.Interpreter):
+    """Runs the float network, and compares what its activations emit with the counts of the integer network."""
+
+    def __init__(self, walk: _Walk, net: IntegerNet):
+        super().__init__(walk.traced)
+        self.walk, self.net, self.same = walk, net, 0
+        self.counts: tuple[Tensor, ...] = ()
+        self.squares = {layer.name: torch.zeros(4, dtype=torch.float64) for layer in net.spiking}
+        """Per layer, of the sums of the squares: the error, what is clipped of it, the rest, and the float activations."""
+
+    def compare(self, images: Tensor, pixels: Tensor) -> None:
+        answer = quantised_ann(self.net, pixels)
+        self.counts = answer.counts
+        self.same += int((answer.classes == _classes(self.net, self.run(images))).sum())
+
+    def run_node(self, n: fx.Node) -> Any:
+        emitted = super().run_node(n)
+        low = 0
+        for name, piece in self.walk.made.get(n, ()):
+            (term,) = piece.terms
+            high = low + prod(piece.shape)
+            wanted = emitted.flatten(1)[:, low:high].double().cpu().reshape(-1, *piece.shape)
+            got = events_of(self.net, term.source, self.counts) / self.net.levels * term.weight
+            most = torch.minimum(wanted, term.weight)
+            self.squares[name] += torch.stack([part.square().sum() for part in (got - wanted, most - wanted, got - most, wanted)])
+            low = high
+        return emitted
+
+    def losses(self) -> dict[str, Loss]:
+        norms = {name: squares.sqrt() for name, squares in self.squares.items()}
+        return {name: Loss(*torch.where(of[:3] > 0, of[:3] / of[3], 0.0).tolist()) for name, of in norms.items()}
 
 
 # --- tracing ----------------------------------------------------------------------------------------------------------
@@ -1357,13 +1483,23 @@ def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".;")[:200] if str(error).strip() else type(error).__name__
 
 
+def _check_parameters(model: nn.Module) -> None:
+    """CascError unless the parameters and buffers of ``model`` are there, and real."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise CascError(f"{name}: has no shape yet; run the model once, and train it")
+        if tensor.is_meta:
+            raise CascError(f"{name}: is on the meta device, without numbers; load the weights")
+        if tensor.is_complex():
+            raise CascError(f"{name}: is complex ({tensor.dtype}); use real weights")
+
+
 def _finite(name: str, field: str, tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().to(torch.float64).cpu()
-    bad = (~torch.isfinite(tensor)).nonzero()
-    if len(bad):
-        at = tuple(bad[0].tolist())
+    finite = torch.isfinite(tensor.detach())
+    if not finite.all():
+        at = tuple((~finite).nonzero()[0].tolist())
         raise CascError(f"{name}: {field}{list(at)} is {tensor[at].item()}; train it again from a checkpoint without NaN")
-    return tensor
+    return tensor.detach().to(torch.float64).cpu()
 
 
 def _normalisation(mean: float | Sequence[float], std: float | Sequence[float], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ MAX_MAP = 1 << 24
 """Most pixels, neurons or windows of a map."""
 MAX_META = 100_000
 """Most values in ``meta``."""
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 31
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
            AssertionError, ImportError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 """What zipfile and torch.load raise on a damaged archive."""

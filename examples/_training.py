@@ -163,8 +163,8 @@ def entering(model: nn.Module) -> Iterator[list[Tensor]]:
     """What entered each Linear and Conv2d behind the first in the last call of ``model``: the sources of events."""
     seen: list[Tensor] = []
     first, *behind = (module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
-    hooks = [first.register_forward_pre_hook(lambda *_: seen.clear())]
-    hooks += [module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) for module in behind]
+    hooks = [first.register_forward_hook(lambda *_: seen.clear())]
+    hooks += [module.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0])) for module in behind]
     try:
         yield seen
     finally:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from casc_hw import CascError, ClipQuan, IntegerNet, convert, quantised_ann, simulate
-from casc_hw.conversion import MAX_THRESHOLD, round_layer
+from casc_hw import CascError, ClipQuan, IntegerNet, Loss, convert, quantised_ann, simulate
+from casc_hw.conversion import MAX_THRESHOLD, _best, _rounding_errors, round_layer
 from casc_hw.network import Layer, Pool
 
 
@@ -231,6 +231,22 @@ def test_one_dense_layer_is_rounded_as_written_down(bits: int, readout: bool, un
     assert torch.equal(done.bias, (_random(50) * one).round().to(torch.int64))
     top = (1 << (bits - 1)) - 1
     assert torch.equal(done.weights[0], (weight * (one / unit).reshape(-1, 1, 1, 1)).round().clamp(-top, top).to(torch.int64))
+
+
+@pytest.mark.parametrize("readout", [False, True])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_the_search_finds_the_threshold_of_least_error_the_first_of_equals(steps: int, readout: bool) -> None:
+    flat = [_random(40, 300), _random(40, 9, seed=1) / 3, _random(40, 700, seed=2) / 50]
+    if steps:  # weights in few steps, so that thresholds tie
+        flat = [(weight * steps).round() / steps for weight in flat]
+    one = torch.linspace(2, 40, 65, dtype=torch.float64)[:, None].expand(65, 40)
+    one = one if readout else (one * torch.linspace(0.5, 1, 40)).round().clamp(min=1)
+    tops, units = [7, 127, 1], [1, 4, 9]
+    error = _rounding_errors(flat, one, tops, units)
+    if readout:
+        error = error.sum(1, keepdim=True).expand_as(error)
+    assert torch.equal(_best(flat, one, tops, units, readout), one.gather(0, error.argmin(0, keepdim=True)))
+    assert len(error.argmin(0).unique()) > (0 if readout else 5)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -954,8 +970,9 @@ RELU_MODELS = {
 }
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("case", RELU_MODELS)
-def test_relu_networks_of_every_form_near_the_float_model(case: str) -> None:
+def test_relu_networks_of_every_form_near_the_float_model(case: str, per_channel: bool) -> None:
     model = RELU_MODELS[case]().eval()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -965,14 +982,74 @@ def test_relu_networks_of_every_form_near_the_float_model(case: str) -> None:
             module.weight.data = module.weight.data.roll(1) * 0.6
     pixels = _pixels(200, 2, 8, 8)
     levels = None if "ClipQuan" in case else 128
-    result = convert(model, input_shape=(2, 8, 8), levels=levels, calibration=pixels / 255, percentile=1.0)
+    options: dict[str, Any] = {"input_shape": (2, 8, 8), "levels": levels, "calibration": pixels / 255, "per_channel": per_channel}
+    result = convert(model, **options, percentile=1.0)
     assert len(result.scales) == len(result.net.spiking)
+    for layer in result.net.spiking * per_channel:
+        scales = result.scales[layer.name]
+        assert not isinstance(scales, list) or len(scales) == layer.outputs
+    assert max(loss.total for loss in result.losses.values()) < 0.06
+    assert not any(loss.clipped for loss in list(result.losses.values())[:1])
     with torch.no_grad():
         wanted = model(pixels.double() / 255)
     got = quantised_ann(result.net, pixels).sums / (128 * float(result.net.readout.scale or 0))
     assert float((got - wanted).square().mean().sqrt() / wanted.std()) < 0.06
-    coarse = convert(model, input_shape=(2, 8, 8), levels=levels, calibration=pixels / 255, percentile=0.5)
-    assert all(coarse.scales[name] < scale for name, scale in result.scales.items() if scale not in (1.0, 6.0))
+    coarse = convert(model, **options, percentile=0.5)
+    if not per_channel:  # where some channel may be silent
+        assert all(coarse.scales[name] < scale for name, scale in result.scales.items() if scale not in (1.0, 6.0))
+
+
+@pytest.mark.parametrize("percentile", [0.5, 1.0])
+def test_per_channel_scales_are_percentiles_of_channels(percentile: float) -> None:
+    model, images = seq(conv(2, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), fc(45, 4), nn.ReLU(), fc(4, 3)), _pixels(60, 2, 8, 8) / 255
+    options: dict[str, Any] = {"input_shape": (2, 8, 8), "levels": 128, "calibration": images, "percentile": percentile}
+    result = convert(model, **options, per_channel=True)
+    with torch.no_grad():
+        first = model[:3](images.double())
+        channels = first.transpose(0, 1).flatten(1).sort(1).values
+        scales = channels[:, round(percentile * channels.shape[1]) - 1]
+        second = model[3:6](first.clamp(max=scales[:, None, None])).sort(0).values
+    assert torch.allclose(torch.tensor(result.scales["0"]).double(), scales)
+    assert torch.allclose(torch.tensor(result.scales["4"]).double(), second[round(percentile * 60) - 1])
+    assert scales.max() > scales.min() > 0
+    whole = convert(model, **options)
+    assert whole.scales["0"] == pytest.approx(float(first.flatten().kthvalue(round(percentile * first.numel())).values))
+    assert result.losses["0"].total < whole.losses["0"].total
+
+
+# --- the loss of each layer -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", ["residual", "max pool before the activation", "concatenations of sums, pools and depthwise", "dense blocks"]
+)
+def test_nothing_is_lost_where_integers_are_exact(case: str) -> None:
+    make, shape, _ = MODELS[case]
+    result = convert(make(), input_shape=shape, input_max=16, calibration=_pixels(70, *shape, high=16) / 16)
+    assert list(result.losses) == [layer.name for layer in result.net.spiking]
+    assert set(result.losses.values()) == {Loss(0.0, 0.0, 0.0)}
+    assert convert(make(), input_shape=shape, input_max=16).losses == {}
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("percentile", [0.7, 1.0])
+def test_losses_are_clipping_and_the_rest(percentile: float, per_channel: bool) -> None:
+    model, pixels = _model(12, 20, 15, 4, activation=nn.ReLU), _pixels(130, 12)
+    result = convert(model, input_shape=(12,), levels=8, calibration=pixels / 255, percentile=percentile, bits=4, per_channel=per_channel)
+    answer, x = quantised_ann(result.net, pixels), pixels.double() / 255
+    for name, counts, modules in zip(("fc0", "fc1"), answer.counts, (model[:4], model[4:7]), strict=True):
+        x = modules(x).detach()
+        scale = torch.tensor(result.scales[name], dtype=torch.float64)
+        assert scale.ndim == per_channel
+        got, loss = counts / 8 * scale, result.losses[name]
+        assert loss.total == pytest.approx(float((got - x).norm() / x.norm()))
+        assert loss.clipped == pytest.approx(float((x - scale).clamp(min=0).norm() / x.norm()), abs=1e-6)
+        assert loss.rest == pytest.approx(float((got - torch.minimum(x, scale)).norm() / x.norm()))
+        assert (loss.clipped > 0) == (percentile < 1)
+    model.fc0.weight.data.zero_()
+    model.bn0.bias.data.fill_(-9)
+    silent = convert(model, input_shape=(12,), levels=8, calibration=pixels / 255).losses["fc0"]
+    assert silent == Loss(0.0, 0.0, 0.0)
 
 
 # --- refusals, each by the name of what is wrong ----------------------------------------------------------------------
@@ -1032,12 +1109,51 @@ def _hidden_alias(m: Any, x: Any) -> Any:
     return m.out(m.act(y + z))
 
 
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return self.fc(x + y)
+
+
+class _InPlace(nn.Module):
+    """A residual block whose sum is of what its activation has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = conv(4, 4, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        return self.relu(y) + y
+
+
+def _bad(*modules: nn.Module) -> list[tuple[Callable[[], Any], dict[str, Any], str]]:
+    return [(_conv_way(bad=module), MAP, f"bad: {type(module).__name__} cannot be converted; ") for module in modules]
+
+
 FC, OUT = nn.Linear(4, 3), nn.Linear(3, 2)
 RELU = lambda: _model(4, 3, 2, activation=nn.ReLU)  # noqa: E731
 GOOD = lambda: _model(4, 3, 2)  # noqa: E731
 IMAGES = torch.zeros(5, 4)
 MAP = {"input_shape": (2, 6, 6)}
 
+ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
+    "mul: mul": lambda m, x: (y := m.act(m.fc(x))) * y,
+    "matmul: matmul": lambda m, x: torch.matmul(m.act(m.fc(x)), x),
+    "sigmoid: sigmoid": lambda m, x: torch.sigmoid(m.fc(x)),
+    r"sigmoid: Tensor\.sigmoid": lambda m, x: m.fc(x).sigmoid(),
+    "gelu: gelu": lambda m, x: F.gelu(m.fc(x)),
+    "neg: neg": lambda m, x: -m.act(m.fc(x)),
+    "truediv: truediv": lambda m, x: m.act(m.fc(x)) / 2,
+    r"clamp: Tensor\.clamp": lambda m, x: m.fc(x).clamp(0, 1),
+    r"repeat: Tensor\.repeat": lambda m, x: m.act(m.fc(x)).repeat(1, 2),
+    "linear: linear": lambda m, x: F.linear(m.act(m.fc(x)), x),
+    "pad: pad": lambda m, x: F.pad(m.act(m.fc(x)), (1, 1)),
+    "interpolate: interpolate": lambda m, x: F.interpolate(x, scale_factor=2),
+}
 REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     # modules and functions
     (lambda: 3, {}, r"model: is a int, not a torch\.nn\.Module"),
@@ -1063,6 +1179,19 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (_way(lambda m, x: m.out(m.act(m.fc(x))).view(7, 9)), {}, r"view: view of a tensor of shape \(N, 2\) fails \(shape '\[7, 9\]'"),
     (_way(lambda m, x: m.out(m.act(m.fc(x)).mean(1, keepdim=True))), {}, r"mean: takes \(channels, height, width\), but"),
     (_way(lambda m, x: m.out(torch.add(m.act(m.fc(x)), 1, out=x))), {}, "add: got an unexpected keyword argument 'out'"),
+    *_bad(nn.GELU(), nn.SiLU(), nn.LeakyReLU(), nn.PReLU(), nn.Softmax(1), nn.Upsample(scale_factor=2), nn.InstanceNorm2d(4)),
+    *_bad(nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.MaxPool1d(2), nn.ZeroPad2d(1)),
+    *((_way(forward), {}, f"{wanted} cannot be converted; use") for wanted, forward in ELEMENTWISE.items()),
+    (
+        _net(lambda m, x: m.out(m.lstm(x)[0][:, -1]), lstm=nn.LSTM(4, 4, batch_first=True), out=nn.Linear(4, 2)),
+        {"input_shape": (5, 4)},
+        "lstm: LSTM cannot be converted; use",
+    ),
+    (_way(lambda m, x: m.out(m.act(m.fc(x)).permute(1, 0))), {}, r"permute: permute from \(N, 4\) to \(4, N\) cannot be converted; leave"),
+    (_way(lambda m, x: F.linear(m.act(m.fc(x)), m.out.weight)), {}, "out_weight: is a parameter or buffer that the forward uses itself"),
+    (_way(lambda m, x: {"sums": m.out(m.act(m.fc(x)))}), {}, "model: returns a immutable_dict, not one tensor"),
+    (_way(lambda m, x: m.out(m.act(m.fc(x))) if x.shape[1] > 3 else x), {}, r"model: torch\.fx cannot trace its forward"),
+    (_Two, {}, r"model: its forward takes 2 inputs \(x, y\); give it one, the image"),
     # slices
     (
         _way(lambda m, x: m.out(m.act(x[:, 1:]))),
@@ -1118,6 +1247,11 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
         "relu: works in place on a tensor that out uses too",
     ),
     (_way(_hidden_alias), {}, r"model: its torch\.fx graph gives another answer than its forward; write `x = x \+ y`"),
+    (
+        lambda: seq(conv(2, 4), act(), _InPlace(), act(), _tail(4, 4, 4)),
+        {**MAP, "levels": 8, "calibration": torch.zeros(2, 2, 6, 6)},
+        r"2\.relu: works in place on a tensor that add uses too; make it inplace=False",
+    ),
     # order
     (lambda: _named(fc=FC, out=OUT), {}, "out: follows fc with no activation between"),
     (lambda: _named(fc=FC, act=ClipQuan(8)), {}, "act: the network ends in an activation"),
@@ -1223,7 +1357,17 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: _broken(lambda m: _poison(m.bn0.running_var, float("nan"))), {}, r"bn0: running_var\[1\] is nan"),
     (lambda: _broken(lambda m: _poison(m.bn0.running_mean, float("nan"))), {}, r"bn0: running_mean\[1\] is nan"),
     (lambda: _broken(lambda m: _poison(m.bn0.weight, float("-inf"))), {}, r"bn0: weight\[1\] is -inf"),
+    (lambda: _broken(lambda m: _poison(m.bn0.running_var, -5.0)), {}, r"bn0: running_var\[1\] is -5\.0, with which it cannot normalise"),
+    (lambda: _named(fc=FC, act=ClipQuan(8), out=nn.LazyLinear(2)), {}, r"out\.weight: has no shape yet; run the model once"),
+    (lambda: GOOD().to("meta"), {}, r"fc0\.weight: is on the meta device, without numbers; load"),
+    (lambda: _broken(lambda m: setattr(m.fc0, "weight", nn.Parameter(m.fc0.weight + 0j))), {}, r"fc0\.weight: is complex"),
     # settings
+    (GOOD, {"input_shape": 4}, "input shape: 4 is not a sequence of sizes"),
+    (GOOD, {"input_shape": ()}, r"input shape: \(\) is not a sequence of sizes"),
+    (GOOD, {"percentile": "most"}, "percentile: 'most' is not in"),
+    (GOOD, {"calibration": IMAGES.numpy()}, "calibration: is a ndarray, not a tensor"),
+    (GOOD, {"calibration": IMAGES + float("inf")}, "calibration: pixels span inf to inf"),
+    (GOOD, {"calibration": IMAGES - 0.1}, r"calibration: pixels span -0\.1\d* to -0\.1\d*, not 0 to 1"),
     (GOOD, {"input_shape": (5,)}, r"fc0: takes 4 inputs, an image of shape \(5,\) has 5"),
     (GOOD, {"input_shape": (0,)}, "input shape: 0 is not a positive integer"),
     (GOOD, {"input_shape": (4.0,)}, r"input shape: 4\.0 is not"),
@@ -1258,9 +1402,27 @@ REFUSALS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("model", "options", "wanted"), REFUSALS, ids=[wanted for _, _, wanted in REFUSALS])
 def test_refusals_name_what_is_wrong(model: Callable[[], Any], options: dict[str, Any], wanted: str) -> None:
+    torch.manual_seed(0)
     with pytest.raises(CascError) as caught:
         convert(model(), **{"input_shape": (4,), **options})
     text = str(caught.value)
     assert re.match(wanted, text)
     assert "\n" not in text
     assert "; " in text, "says what is wrong, but not what to do"
+
+
+def test_a_refusal_leaves_the_model_as_it_was() -> None:
+    model = _named(fc=FC, act=nn.Sigmoid(), drop=nn.Dropout(), out=OUT).train()
+    model.drop.eval()
+    with pytest.raises(CascError, match="act: Sigmoid"):
+        convert(model, input_shape=(4,))
+    assert [module.training for module in model] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision_is_converted_as_its_weights_are(dtype: torch.dtype) -> None:
+    model, pixels = seq(conv(2, 4), act(), nn.MaxPool2d(2), _tail(4, 2, 2)).to(dtype), _pixels(40, 2, 6, 6) / 255
+    result = convert(model, input_shape=(2, 6, 6), calibration=pixels)
+    assert result.net.digest == convert(model.double(), input_shape=(2, 6, 6)).net.digest
+    assert result.agreement is not None
+    assert result.agreement > 0.8

@@ -149,6 +149,31 @@ def test_convert_then_evaluate(casc_hw: Any, tmp_path: Path) -> None:
     assert "random pixels" in json.loads(done.stdout)["data"]
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_convert_tells_what_is_lost(per_channel: bool, casc_hw: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))\n"
+        "def bad():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.GELU(), nn.Linear(9, 3))\n"
+    )
+    np.save(tmp_path / "images.npy", np.random.default_rng(1).integers(0, 256, (50, 3, 4), dtype=np.uint8))
+    rest = ["--shape", "3x4", "--levels", "8", "--calibrate", "images.npy", "--percentile", "0.8", *["--per-channel"] * per_channel]
+    done = casc_hw("convert", "--model", "model.py:make", *rest, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said["losses"]) == {"1"}
+    assert 0 < said["losses"]["1"]["clipped"] < said["losses"]["1"]["total"] < 0.5
+    assert not per_channel or len(said["scales"]["1"]) == 9
+    done = casc_hw("convert", "--model", "model.py:bad", *rest)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: 2: GELU cannot be converted; use ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -223,9 +223,10 @@ def test_convert_then_plan_then_verilog(rtl_gen: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(1).integers(0, 256, (50, 3, 4), dtype=np.uint8))
     arguments = ["--model", "model.py:make", "--weights", "weights.pt", "--shape", "3x4", "--levels", "16", "--out", "my.pt"]
     refused(rtl_gen("convert", *arguments), tmp_path, "calibration", kept=("model.py", "weights.pt", "images.npy"))
-    done = rtl_gen("convert", *arguments, "--calibrate", "images.npy", "--bits", "1=4,4=8")
+    done = rtl_gen("convert", *arguments, "--calibrate", "images.npy", "--bits", "1=4,4=8", "--per-channel")
     assert done.returncode == 0, done.stderr
-    assert "same class as the float network" in done.stdout
+    for told in ("same class as the float network", "1: activations off by", "clipped 0.", "1: activation scale", " to "):
+        assert told in done.stdout
     net = IntegerNet.load(tmp_path / "my.pt")
     assert (net.levels, net.input_shape, [layer.synapses[0].bits for layer in net.layers]) == (16, (3, 4), [4, 8])
     assert rtl_gen("plan", "--net", "my.pt", "--board", "icebreaker").returncode == 0
