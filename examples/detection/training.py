@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from casc_hw import IntegerNet, SpikingNet, quantised_ann
 from casc_hw.qat import FakeQuantised, fake_quantise, fold_batchnorm
-from examples._training import Digits, fit
+from casc_hw.training import descend
+from examples._training import Digits
 from examples.detection.decode import FIELDS, Detections, Truth, areas, boxes_at, decode, mean_average_precision
 from examples.detection.scenes import Scenes, compose
 
@@ -83,18 +84,12 @@ class Composer:
 
 def train(model: nn.Module, batches: Batches, *, epochs: int = 100, rate: float = 4e-3) -> list[float]:
     """Train ``model`` in place; the mean loss of each epoch."""
-    losses: list[float] = []
 
     def epoch() -> Iterator[Tensor]:
-        total = 0.0
         for scenes in batches():
-            loss = detection_loss(model(scenes.images / 255), scenes.truths, scenes.images.shape[-1])
-            total += loss.item()
-            yield loss
-        losses.append(total / len(batches))
+            yield detection_loss(model(scenes.images / 255), scenes.truths, scenes.images.shape[-1])
 
-    fit(model, epochs, rate, epoch, len(batches))
-    return losses
+    return list(descend(model, epochs, rate, epoch, len(batches)))
 
 
 def tune(
