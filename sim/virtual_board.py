@@ -45,14 +45,19 @@ class _Clocked(Elaboratable):
         return m
 
 
+def clocked(top: BoardTop, weights: Sequence[int]) -> tuple[Elaboratable, list[Any]]:
+    """``top`` between ports: io_clk, clk, rx, tx, leds, busy; its flash holds ``weights``."""
+    design = _Clocked(top, weights)
+    return design, [design.io.clk, design.sync.clk, top.rx, top.tx, top.leds, top.busy]
+
+
 def board_verilog(core: Any, spec: LinkSpec, weights: Sequence[int] | None = None) -> str:
     """`BoardTop` as Verilog, module ``top``: clk, io_clk, rx, tx, leds, busy; its flash holds ``weights``, or the core's own."""
     top = BoardTop(core, spec, LEDS)
     if weights is None and top.flash_spec is not None:
         weights = weight_words(core.spec)
-    clocked = _Clocked(top, weights or ())
-    ports = [clocked.io.clk, clocked.sync.clk, top.rx, top.tx, top.leds, top.busy]
-    return to_verilog(clocked, "top", ports, undefined_collisions=True)
+    design, ports = clocked(top, weights or ())
+    return to_verilog(design, "top", ports, undefined_collisions=True)
 
 
 def build_virtual_board(

@@ -12,7 +12,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.crc.catalog import CRC16_IBM_3740
 from amaranth.lib.wiring import In, Out
 
-from rtl_gen.gates.uart import RECEIVED
+from rtl_gen.gates.uart import RECEIVED, spare_states
 
 PROTOCOL = 2
 """The protocol's version, the first byte of every frame."""
@@ -137,4 +137,5 @@ class Framer(wiring.Component):
                 m.d.comb += out.valid.eq(1)
                 with m.If(out.ready):
                     m.next = "OPEN"
+            spare_states(m, 5, "OPEN")
         return m

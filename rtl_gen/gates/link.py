@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Const, DomainRenamer, Module, Mux, ResetInserter, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.fifo import AsyncFIFO, SyncFIFOBuffered
@@ -18,7 +18,7 @@ from amaranth.lib.wiring import In, Out
 
 from rtl_gen.gates.frame import ANSWER, BODY, ERROR, PROTOCOL, RECEIVED_FRAME, Deframer, Fault, Framer, Kind
 from rtl_gen.gates.readout import WORD
-from rtl_gen.gates.uart import UartReceiver, UartSpec, UartTransmitter
+from rtl_gen.gates.uart import UartReceiver, UartSpec, UartTransmitter, spare_states
 
 HEADER = 5
 """Bytes of a body before its payload: version, type, sequence, length."""
@@ -371,7 +371,8 @@ class ResultCollector(wiring.Component):
             step.eq(self.result.valid & self.result.ready & ~self.drain),
             self.write.addr.eq(Mux(in_tail, Cat(place, Const(fields >> 4, max(len(address) - 4, 1))), address)),
             self.write.data.eq(self.result.p.data),
-            self.write.en.eq(step & (keep | ~in_tail)),
+            # Only an upset could lead the address to what the book says of other things, and that nothing would write again.
+            self.write.en.eq(step & Mux(in_tail, keep, address >= logits)),
         ]
         with m.If(step):
             with m.If(in_tail):
@@ -487,6 +488,7 @@ class Responder(wiring.Component):
                         m.d.comb += self.taken.eq(self.kept)
                         m.d.io += self.kept.eq(0)
                         m.next = "IDLE"
+            spare_states(m, 5, "IDLE")
         with m.If(self.flush):
             m.d.io += lost.eq(self.level)
         return m
@@ -578,7 +580,8 @@ class HostLink(wiring.Component):
         m.submodules.responder = responder = Responder(spec)
         m.submodules.packer = packer = PixelPacker(spec)
         queue = SyncFIFOBuffered(width=JOB.size, depth=QUEUE)
-        m.submodules.queue = to_io(queue)
+        # Its counters agree again, whatever upset them, as soon as it is empty.
+        m.submodules.queue = to_io(ResetInserter((queue.level == 0) & ~queue.w_en)(queue))
         m.submodules.banks = banks = Memory(shape=spec.input_max.bit_length(), depth=spec.banks * spec.pixels, init=[])
         m.submodules.book = answers = Memory(shape=8, depth=len(book.contents), init=book.contents)
         m.submodules.pixels_cross = pixels = AsyncFIFO(width=packer.i.p.as_value().shape().width, depth=4, w_domain="io", r_domain="sync")

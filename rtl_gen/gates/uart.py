@@ -35,6 +35,13 @@ class UartSpec:
         return round(self.clock_hz / self.baud)
 
 
+def spare_states(m: Module, used: int, home: str) -> None:
+    """Within an FSM of ``used`` states: the codes that are left lead ``home``, since an upset may set one, and no state means no way out."""
+    for spare in range(used, 1 << (used - 1).bit_length()):
+        with m.State(f"SPARE_{spare}"):
+            m.next = home
+
+
 class UartReceiver(wiring.Component):
     """Transfer k is the k-th byte whose start and stop bit were right; it is offered half a bit before its stop bit ends.
 
@@ -90,6 +97,7 @@ class UartReceiver(wiring.Component):
                     m.d.sync += [stream_.valid.eq(1), stream_.p.data.eq(shift[1:]), stream_.p.gap.eq(lost), lost.eq(0)]
             with m.State("BREAK"), m.If(rx):
                 m.next = "IDLE"
+            spare_states(m, 5, "IDLE")
         return m
 
 
