@@ -41,7 +41,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def pairs(option: str, texts: Any) -> Iterator[tuple[str, int]]:
     for text in texts:
         name, _, number = text.rpartition("=")
-        if not name or not number.lstrip("-").isdigit():
+        if not name or not number.removeprefix("-").isdecimal():
             raise click.UsageError(f"--{option}: {text!r} is not LAYER=N")
         yield name, int(number)
 

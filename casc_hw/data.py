@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import runpy
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,15 @@ def load_labelled(path: Path, shape: tuple[int, ...], input_max: int) -> tuple[T
     return torch.from_numpy(images.astype(np.uint8)).reshape(-1, *shape), torch.from_numpy(labels.astype(np.int64))
 
 
+def _its_own(file: str, what: str, run: Callable[[], Any]) -> Any:
+    """What the user's own code returns; CascError if it raises."""
+    try:
+        return run()
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise CascError(f"{file}: {what} raised {type(error).__name__} ({said}); `--debug` before the verb shows where") from error
+
+
 def load_model(factory: str, weights: Path | None) -> nn.Module:
     """Call ``FILE.py:FUNCTION``, which is the user's own code, and load ``weights`` (a state_dict, never executed) into the model."""
     import torch
@@ -103,10 +113,10 @@ def load_model(factory: str, weights: Path | None) -> nn.Module:
     file, _, function = factory.rpartition(":")
     if not file or not Path(file).is_file():
         raise CascError(f"model: {factory!r} does not name a file and a function in it; write FILE.py:FUNCTION")
-    made = runpy.run_path(file).get(function)
+    made = _its_own(file, "it", lambda: runpy.run_path(file)).get(function)
     if not callable(made):
         raise CascError(f"{file}: has no function {function!r}; write FILE.py:FUNCTION")
-    model = made()
+    model = _its_own(file, function, made)
     if not isinstance(model, torch.nn.Module):
         raise CascError(f"{file}: {function} returned a {type(model).__name__}, not a torch.nn.Module; return the network")
     if weights is not None:

@@ -212,6 +212,8 @@ def verilog(planning: Planning, out: Path | None) -> None:
     net, _board, made, _images, _labels = _plan(planning)
     module = f"casc_{net.name.replace('-', '_')}"
     out = out or Path("build") / f"{net.name}.v"
+    if not out.name:
+        raise CascError(f"out: {str(out)!r} names no file; give one, as in net.v")
     _folder(out.parent)
     pixels, logits = made.spec.pixels, prod(net.shapes[net.readout.name])
     header = [
@@ -316,6 +318,51 @@ def prove(only: tuple[str, ...], fast: bool, as_json: bool) -> None:
         raise CascError(
             f"prove: {len(bad)} of {len(outcomes)} properties are not proved, the first: {bad[0].name} {bad[0].reach}{claims}; "
             f"repeat with `python -m rtl_gen prove --only {bad[0].name}` and report it"
+        )
+
+
+@main.command("fuzz")
+@click.option("--cases", type=click.IntRange(1), default=100_000, show_default=True, help="In all.")
+@click.option("--seed", type=int, default=0, show_default=True, help="With a case's number it makes the case.")
+@click.option("--only", multiple=True, metavar="TARGET", help="file, host, gates, cli or upset; may be given again.")
+@click.option("--case", type=click.IntRange(0), help="This one only.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/fuzz"), show_default=True, help="Folder for files.")
+@_json
+def fuzz_all(cases: int, seed: int, only: tuple[str, ...], case: int | None, work: Path, as_json: bool) -> None:
+    """Hostile files, wires and command lines, and upsets of the gates' state: seeded cases, none of which may do harm.
+
+    \b
+    Examples:
+      python -m rtl_gen fuzz
+      python -m rtl_gen fuzz --only file --cases 1000 --json
+      python -m rtl_gen fuzz --only file --case 123 --seed 0
+    """
+    import logging
+    import warnings
+
+    from sim.fuzz import fuzz
+
+    warnings.simplefilter("ignore")  # torch's, of what the files hold
+    logging.disable()
+    with _progress(as_json) as progress:
+        outcomes = list(fuzz(only, cases, seed, case, work, progress))
+    if as_json:
+        click.echo(json.dumps([outcome.as_json() for outcome in outcomes]))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("target", "cases", "what became of them", "failures", "seconds", "grown by")
+        for outcome in outcomes:
+            verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in outcome.verdicts.most_common())
+            numbers = (f"{outcome.failed:,}", f"{outcome.seconds:g}", f"{outcome.grown / (1 << 20):.0f} MiB")
+            table.add_row(outcome.target, f"{outcome.cases:,}", verdicts, *numbers)
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if bad := [(outcome.target, failure) for outcome in outcomes for failure in outcome.failures]:
+        target, failure = bad[0]
+        raise CascError(
+            f"fuzz: {sum(outcome.failed for outcome in outcomes)} cases failed, the first of {target}: {' '.join(failure.what.split())}; "
+            f"repeat with `python -m rtl_gen fuzz --only {target} --case {failure.case} --seed {seed}` and report it"
         )
 
 
@@ -584,7 +631,7 @@ def _lanes(texts: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int | None]
     for text in texts:
         name, _, lanes = text.rpartition("=")
         synapses, _, neurons = lanes.partition("x")
-        if not name or not synapses.isdigit() or not (neurons.isdigit() or "x" not in lanes):
+        if not name or not synapses.isdecimal() or not (neurons.isdecimal() or "x" not in lanes):
             raise click.UsageError(f"--lanes: {text!r} is not LAYER=N or LAYER=NxM")
         yield name, (int(synapses), int(neurons) if neurons else None)
 

@@ -12,6 +12,7 @@ the new dividers and writes the bits anew; they must equal the first ones everyw
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -203,17 +204,34 @@ def _alive(pid: int) -> bool:
 
 
 def _replace(work: Path, out_dir: Path) -> None:
-    """Put ``work`` in ``out_dir``'s place."""
-    replaced = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.replaced")
-    if out_dir.exists():
-        out_dir.rename(replaced)
-    try:
+    """Put ``work`` in ``out_dir``'s place, at one stroke where the system can exchange names."""
+    if not out_dir.exists():
         work.rename(out_dir)
-    except BaseException:
-        if replaced.exists():
+    elif _exchange(work, out_dir):
+        _remove(work)
+    else:
+        replaced = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.replaced")
+        out_dir.rename(replaced)
+        try:
+            work.rename(out_dir)
+        except BaseException:
             replaced.rename(out_dir)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+            raise
+        _remove(replaced)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Give two folders each other's name; False where the system (not Linux) or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Build:

@@ -10,6 +10,8 @@ from casc_hw.errors import CascError
 
 def write_text(path: Path, text: str) -> None:
     """Write ``path`` whole or not at all."""
+    if not path.name:
+        raise CascError(f"{str(path)!r}: names no file; give one")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text)

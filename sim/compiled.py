@@ -45,8 +45,9 @@ class Part:
 
 
 class CompiledBoard:
-    """``core`` behind its link, compiled in the folder ``work``, which is used again; the clocks run at ``io_hz`` and ``sync_hz`` (only their ratio matters).
+    """``core`` behind its link, compiled in the folder ``work``, which is used again.
 
+    ``io_hz``, ``sync_hz``: the clocks, of which only the ratio matters.
     Raises CascError if a tool is missing or fails.
     """
 

@@ -36,7 +36,7 @@ class UartSpec:
 
 
 def spare_states(m: Module, used: int, home: str) -> None:
-    """Within an FSM of ``used`` states: the codes that are left lead ``home``, since an upset may set one, and no state means no way out."""
+    """Within an FSM of ``used`` states: codes left over lead ``home``: an upset may set one, and without a state there is no way out."""
     for spare in range(used, 1 << (used - 1).bit_length()):
         with m.State(f"SPARE_{spare}"):
             m.next = home

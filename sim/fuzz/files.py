@@ -219,7 +219,8 @@ class Files:
                 case 1:
                     members.insert(chance.randrange(len(members) + 1), (name, mutated(chance, data)))
                 case 2:
-                    members[index] = chance.choice([name + "x", "data.pkl", "small/data.pkl", "../" + name, name * 900, "é", name + "/"]), data
+                    other = chance.choice([name + "x", "data.pkl", "small/data.pkl", "../" + name, name * 900, "é", name + "/"])
+                    members[index] = other, data
                 case 3:
                     members[index] = name, bytes(chance.choice((0, 1, 1000, 1 << 20)))
                 case 4:
@@ -236,8 +237,8 @@ class Files:
             wicked = mutated(chance, wicked)
         if chance.random() < 0.15:
             return wicked
-        numbers = struct.pack("<8q", *range(8))
-        return archived([("n/data.pkl", wicked), ("n/byteorder", b"little"), ("n/data/0", numbers), ("n/version", b"3\n")], zipfile.ZIP_STORED)
+        rest = [("n/byteorder", b"little"), ("n/data/0", struct.pack("<8q", *range(8))), ("n/version", b"3\n")]
+        return archived([("n/data.pkl", wicked), *rest], zipfile.ZIP_STORED)
 
     def pickles(self, chance: random.Random) -> list[bytes]:
         marker = os.fspath(self.marker)
@@ -258,14 +259,13 @@ class Files:
         size, offset = chance.choice(sizes), chance.choice([0, 0, 1, -1, 1 << 40])
         shape = tuple(chance.choice(sizes) for _ in range(chance.randrange(4)))
         stride = tuple(chance.choice([0, 1, -1, 1 << 40]) for _ in shape)
-        call = chance.choice(
-            ["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_qtensor", "_rebuild_sparse_tensor",
-             "_rebuild_nested_tensor", "_rebuild_meta_tensor_no_storage", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy"]
-        )  # fmt: skip
+        calls = ("tensor", "tensor_v2", "tensor_v3", "parameter", "qtensor", "sparse_tensor", "nested_tensor", "meta_tensor_no_storage",
+                 "wrapper_subclass", "device_tensor_from_numpy")  # fmt: skip
+        call = f"_rebuild_{chance.choice(calls)}"
         kind = chance.choice(["LongStorage", "CharStorage", "DoubleStorage", "QInt8Storage", "storage.UntypedStorage", "cuda.LongStorage"])
         place, _, last = f"torch.{kind}".rpartition(".")
-        storage = b"(" + _text("storage") + _global(place, last) + _text(chance.choice("01")) + _text(chance.choice(["cpu", "cuda:0", "meta"]))
-        storage += _number(chance.choice([8, size])) + b"tQ"
+        storage = b"(" + _text("storage") + _global(place, last) + _text(chance.choice("01"))
+        storage += _text(chance.choice(["cpu", "cuda:0", "meta"])) + _number(chance.choice([8, size])) + b"tQ"
         tensor = _global("torch._utils", call) + b"(" + storage + _number(offset) + _numbers(shape) + _numbers(stride) + b"\x89"
         tensor += _global("collections", "OrderedDict") + b")RtR"
         many = chance.choice(["bytearray", "set", "complex"])

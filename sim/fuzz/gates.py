@@ -39,7 +39,7 @@ class Gates:
                 sequence = 100 + attempt
                 board.send(encode(Frame(Kind.IMAGE, sequence, image)))
                 answer, received = self.answer(board, sequence, received)
-                if answer is None or answer.kind == ERROR and answer.payload[0] in RETRY:
+                if answer is None or (answer.kind == ERROR and answer.payload[0] in RETRY):
                     continue
                 if answer.kind != Kind.IMAGE | ANSWER:
                     raise RuntimeError(f"{wire.hex()}, then {image.hex()}: {answer}")
@@ -51,7 +51,7 @@ class Gates:
             raise RuntimeError(f"{wire.hex()}, then {image.hex()}: no answer")
 
     def answer(self, board: Powered, sequence: int, received: bytes) -> tuple[Frame | None, bytes]:
-        """The answer of that sequence, or None after the time that the queue, the watchdog and the wire may take; what is left of the wire."""
+        """The answer of that sequence, or None after the time that queue, watchdog and wire may take; what is left of the wire."""
         end = board.cycles + 4 * SPEC.watchdog + 40 * 20 * WORDS
         while board.cycles < end:
             received += board.run(end - board.cycles, 1)

@@ -28,9 +28,9 @@ TRIES = 4
 
 
 class Upsets:
-    """digits_mlp on an iCEBreaker: an image is sent, somewhere between its first bit and its answer's last a bit flips, then RESET, then another image.
+    """digits_mlp on an iCEBreaker: an image, and somewhere between its first bit and its answer's last a bit flips; RESET; another image.
 
-    Of all registers and all memories that the gates write. Not of memories that none writes (weights, biases, thresholds), nor of the
+    A bit of all registers and all memories that the gates write. Not of memories that none writes (weights, biases, thresholds), nor of the
     constant bytes of answers: nothing on the chip could restore them, only loading the bitstream again.
     """
 
