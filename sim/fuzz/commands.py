@@ -123,7 +123,7 @@ class Commands:
         """Some of the options of ``command``, with values; those that it must have, most of the time."""
         words = []
         for option in command.params:
-            given = "--net" in option.opts or (chance.random() < 0.95 if option.required else chance.random() < 0.3)
+            given = "--net" in option.opts or (chance.random() < 0.95 if option.required else chance.random() < 0.2)
             if not given or "--help" in option.opts:
                 continue
             value = self.value(chance, option, sound)
@@ -165,12 +165,13 @@ class Commands:
             "std": ["1", "0.5", "0", "-1", "nan", "inf", "1e-320", ""],
             "percentile": ["0.9", "0", "1", "2", "nan", "-1"],
             "name": ["net", "", "a b", "../x", "é", "n" * 99, "\n"],
-            "out": ["out/x", "x.v", "x.pt", ".", "", "missing/deep/x", "/proc/x", "/dev/full", "garbage.pt/x", "n" * 300],
+            "out": ["x.v", "out/x", "x.pt", ".", "", "missing/deep/x", "/proc/x", "/dev/full", "garbage.pt/x", "n" * 300],
             "port": ["/dev/nothing", "/dev/null", "garbage.pt", ".", "", "loop://", "socket://localhost:1"],
             "calibrate": files,
             "weights": files,
             "data": files,
-            "images": ["images.npy", *files],
+            "images": files,
             "folder": ["built", "built", ".", "missing", "small.pt", ""],
         }
-        return chance.choice(known.get(name, numbers + files[:3]))
+        values = known.get(name, numbers + files[:3])
+        return values[0] if chance.random() < 0.6 else chance.choice(values)

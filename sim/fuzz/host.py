@@ -31,6 +31,7 @@ class Line:
     def __init__(self, chance: random.Random, lying: bool):
         self.chance, self.lying, self.trouble = chance, lying, chance.choice((0.1, 0.3, 0.7, 1.0))
         self.babble = chance.choice([b"", b"", b"", b"", b"\x00", b"\x7e\x01", encode(Frame(Kind.IMAGE | ANSWER, 0, b"x"))])
+        self.breaks = chance.choice((0, 0, 0.005))
         self.now = 0.0
         self.coming: list[tuple[float, bytes]] = []
         self.received, self.sent = b"", b""
@@ -38,7 +39,7 @@ class Line:
         self.closed = False
 
     def monotonic(self) -> float:
-        self.now += 1e-5
+        self.now += 1e-3
         return self.now
 
     def reset_input_buffer(self) -> None:
@@ -49,7 +50,7 @@ class Line:
 
     @property
     def in_waiting(self) -> int:
-        if self.chance.random() < 0.001:
+        if self.chance.random() < self.breaks:
             raise OSError(5, "Input/output error")
         self.received += b"".join(wire for at, wire in self.coming if at <= self.now)
         self.coming = [(at, wire) for at, wire in self.coming if at > self.now]
