@@ -35,7 +35,7 @@ class Commands:
     standard error, or 2 for the usage; and unless it is 0, the folder is as it was."""
 
     name = "cli"
-    limited = True
+    limited = False  # yosys, which `verilog` starts, would inherit it
 
     def __init__(self, folder: Path):
         import numpy as np

@@ -105,8 +105,8 @@ class Line:
                 fault = chance.choice([*Fault, 0, 99])
                 return [(0.001, encode(Frame(ERROR, sound.sequence, bytes([fault, request.kind])[: chance.choice((0, 1, 2, 2, 2))])))]
             case 8:
-                stale = self.sound(Frame(request.kind, chance.randrange(256), bytes(12)))
-                return [(0.001, encode(stale) if stale.sequence != sound.sequence else b""), (0.002, bytes(wire))]
+                stale = self.sound(Frame(request.kind, (sound.sequence + chance.randrange(50, 200)) % 255 + 1, bytes(12)))  # of long ago
+                return [(0.001, encode(stale)), (0.002, bytes(wire))]
             case _:
                 cut = chance.randrange(len(wire))
                 return [(0.001, bytes(wire[:cut])), (chance.choice((0.002, 3.0)), bytes(wire[cut:]))]
