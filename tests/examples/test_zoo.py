@@ -95,8 +95,6 @@ REDUCED: list[tuple[str, tuple[int, int, int], float, int, int]] = [
     ("rnn", (1, 8, 8), 1 / 2, 8, 4),
 ]
 """Name, image, width, T, bits."""
-MINUTES = [(name, (3, 224, 224)) for name in ("vgg11", "vgg16")]
-MINUTES = [(name, (3, 224, 224)) for name in ("vgg11", "vgg16")]
 
 
 @pytest.mark.parametrize(("name", "shape", "width", "levels", "bits"), REDUCED)
@@ -126,9 +124,9 @@ def test_reduced_networks_are_the_modules_with_rounded_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shape", "classes", "levels"), [of for of in FULL_SIZE if of[:2] not in MINUTES])
+@pytest.mark.parametrize(("name", "shape", "classes", "levels"), FULL_SIZE)
 def test_full_size(name: str, shape: tuple[int, int, int], classes: int, levels: int) -> None:
-    """What takes minutes is in the table of docs/networks.md, which `python -m examples.zoo` prints."""
+    """As `python -m examples.zoo` prints for docs/networks.md."""
     found = check(name, shape, classes=classes, levels=levels)
     assert found.mismatches == 0
     assert found.active > 0.05
