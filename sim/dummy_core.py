@@ -19,7 +19,7 @@ HANG, EARLY, SLOW, LATE = 255, 254, 253, 252
 def dummy_answer(image: Sequence[int], beat: int) -> list[int]:
     """The words of `DummyCore`'s result for an image that lets it answer."""
     total, first = sum(image), image[0]
-    return [total, -total, first - 1000, total % 4, -(-len(image) // beat), len(image)]
+    return [total, -total, first - 1000, total % 2, -(-len(image) // beat), len(image)]
 
 
 class DummyCore(wiring.Component):
@@ -53,7 +53,7 @@ class DummyCore(wiring.Component):
             with m.State("TELL"):
                 m.d.comb += [self.result.valid.eq(1), self.result.p.last.eq(word == end)]
                 with m.Switch(word):
-                    for index, value in enumerate([total, -total, first - 1000, total[:2], beats, self.spec.pixels]):
+                    for index, value in enumerate([total, -total, first - 1000, total[:1], beats, self.spec.pixels]):
                         with m.Case(index):
                             m.d.comb += self.result.p.data.eq(value)
                 with m.If(self.result.ready):
