@@ -137,6 +137,37 @@ class Answer:
     sleep_steps: int
 
 
+def pixels(image: Any, info: Hello) -> bytes:
+    """The payload of an IMAGE request; see `Host.run`."""
+    array = np.asarray(image)
+    if array.shape != info.input_shape and (1, *array.shape) != info.input_shape:
+        raise CascError(f"image: shape {array.shape} is not the board's {info.input_shape}; reshape it")
+    if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.round(array))):
+        raise CascError(f"image: pixels of type {array.dtype} are not integers; multiply by {info.input_max} and round")
+    if array.min() < 0 or array.max() > info.input_max:
+        raise CascError(f"image: pixels span {array.min()} to {array.max()}, the board takes 0 to {info.input_max}; rescale them")
+    if array.ndim == 3:  # to wire order
+        array = array.transpose(1, 2, 0)
+    return array.astype(np.uint8).tobytes()
+
+
+def parse_answer(payload: bytes, info: Hello, port: str) -> Answer:
+    """Read an IMAGE answer's payload.
+
+    Raises ValueError or struct.error if it is none of this board's, and CascError, which names ``port``, if it tells of an error.
+    """
+    class_index, flags, sleep_steps, cycles, count = struct.unpack_from("<HBHIH", payload)
+    logits = np.array(struct.unpack_from(f"<{count}i", payload, 11), dtype=np.int64)
+    if count != info.outputs[-1] or class_index >= count:
+        raise ValueError(f"{count} logits, class {class_index}")
+    logits = np.moveaxis(logits.reshape(*info.grid, -1), -1, 0).reshape(-1)  # from wire order
+    if flags & MALFORMED_INPUT:
+        raise CascError(f"{port}: the core took the image for malformed (flags {flags:#04x}); reset the board and send it again")
+    if flags & STEP_BOUND:
+        raise CascError(f"{port}: the core stopped at its step bound after {sleep_steps} sleep steps; build with a higher bound")
+    return Answer(class_index, logits, cycles, sleep_steps)
+
+
 @dataclass
 class _Request:
     kind: Kind
@@ -212,16 +243,7 @@ class Host:
         return self._ask(_Request(Kind.IMAGE, self._pixels(image)) for image in images)
 
     def _pixels(self, image: Any) -> bytes:
-        array, info = np.asarray(image), self.info
-        if array.shape != info.input_shape and (1, *array.shape) != info.input_shape:
-            raise CascError(f"image: shape {array.shape} is not the board's {info.input_shape}; reshape it")
-        if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.round(array))):
-            raise CascError(f"image: pixels of type {array.dtype} are not integers; multiply by {info.input_max} and round")
-        if array.min() < 0 or array.max() > info.input_max:
-            raise CascError(f"image: pixels span {array.min()} to {array.max()}, the board takes 0 to {info.input_max}; rescale them")
-        if array.ndim == 3:  # to wire order
-            array = array.transpose(1, 2, 0)
-        return array.astype(np.uint8).tobytes()
+        return pixels(image, self.info)
 
     def _check(self, info: Hello, digest: str | None, network: Any) -> None:
         if digest is not None and not info.digest.startswith(digest[:32].lower()):
@@ -302,23 +324,11 @@ class Host:
                 case Kind.HELLO:
                     request.answer = Hello.parse(frame.payload)
                 case Kind.IMAGE:
-                    request.answer = self._answer(frame.payload)
+                    request.answer = parse_answer(frame.payload, self.info, self.port)
                 case Kind.RESET:
                     request.answer = True
         except (ValueError, struct.error):
             raise CascError(f"{self.port}: {len(frame.payload)} bytes are no answer to {request.kind.name}; {ONE_RELEASE}") from None
-
-    def _answer(self, payload: bytes) -> Answer:
-        class_index, flags, sleep_steps, cycles, count = struct.unpack_from("<HBHIH", payload)
-        logits = np.array(struct.unpack_from(f"<{count}i", payload, 11), dtype=np.int64)
-        if count != self.info.outputs[-1] or class_index >= count:
-            raise ValueError(f"{count} logits, class {class_index}")
-        logits = np.moveaxis(logits.reshape(*self.info.grid, -1), -1, 0).reshape(-1)  # from wire order
-        if flags & MALFORMED_INPUT:
-            raise CascError(f"{self.port}: the core took the image for malformed (flags {flags:#04x}); reset the board and send it again")
-        if flags & STEP_BOUND:
-            raise CascError(f"{self.port}: the core stopped at its step bound after {sleep_steps} sleep steps; build with a higher bound")
-        return Answer(class_index, logits, cycles, sleep_steps)
 
     def _receive(self, deadline: float) -> tuple[Frame | None, bool]:
         """The next frame, or None: at the deadline, or (True) since one was damaged."""

@@ -236,6 +236,8 @@ def verilog(planning: Planning, out: Path | None) -> None:
 @main.command()
 @_planning
 @click.option("--images", "count", type=click.IntRange(1), default=20, show_default=True, help="How many images.")
+@click.option("--stage", type=click.Choice(["rtl", "synth", "route", "bitstream"]), default="rtl", show_default=True,
+              help="The core; or the whole board, as synthesis or routing left it, or unpacked from an iCE40's bitstream.")  # fmt: skip
 @click.option("--simulator", type=click.Choice(["verilator", "icarus"]), default="verilator", show_default=True)
 @click.option(
     "--stall", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Chance that a stream stands still in a cycle."
@@ -245,17 +247,34 @@ def verilog(planning: Planning, out: Path | None) -> None:
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the simulator's files [default: build/<net>-<board>-sim].")
 @_json
 def sim(
-    planning: Planning, count: int, simulator: str, stall: float, seed: int, vcd: Path | None, work: Path | None, as_json: bool
+    planning: Planning,
+    count: int,
+    stage: str,
+    simulator: str,
+    stall: float,
+    seed: int,
+    vcd: Path | None,
+    work: Path | None,
+    as_json: bool,
 ) -> None:
     """Hold the gates to the reference: every count (with --code spike every spike in every step) of every neuron, every logit, the class.
+
+    Of a netlist (--stage), which is driven by the board's pins: every logit and the class, and the cycles against the RTL's. It is that of
+    build/<net>-<board>, if it was built from the same; else it is built first.
 
     \b
     Examples:
       python -m rtl_gen sim --images 200
       python -m rtl_gen sim --net examples/digits_mlp.pt --board icebreaker --stall 0.3 --json
+      python -m rtl_gen sim --net examples/digits_mlp.pt --board icebreaker --stage route --images 5
     """
     if vcd is not None and simulator != "verilator":
         raise CascError(f"vcd: {simulator} does not write one here; use verilator")
+    if stage != "rtl":
+        if simulator != "verilator" or stall or vcd is not None:
+            raise CascError(f"stage: {stage} runs on verilator, without stalls or a VCD; leave --simulator, --stall and --vcd out")
+        _sim_netlist(planning, count, stage, work, as_json)
+        return
     net, board, made, images, _labels = _plan(planning, count, anyway=True)
     work = work or planning.folder(net, board, "-sim")
     if vcd is not None:
@@ -282,6 +301,34 @@ def sim(
             ],
         )
     _equal(result, planning)
+
+
+def _sim_netlist(planning: Planning, count: int, stage: str, work: Path | None, as_json: bool) -> None:
+    """Hold a build's netlist to the reference."""
+    from boards.top import link_spec
+    from sim.netlist import run_netlist
+
+    net, board, made, images, _labels = _plan(planning, count)
+    work = work or planning.folder(net, board, "-netlist")
+    with _progress(as_json) as progress:
+        result = run_netlist(
+            net, made.spec, link_spec(made, board.source_hz), board, images, stage, work, planning.folder(net, board), progress
+        )
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+    else:
+        _table(
+            f"{net.name} in {made.code} code on {board.name}, {stage}",
+            [
+                ("netlist of", result.folder),
+                ("images", str(result.images)),
+                ("sums, classes, cycles compared", f"{result.compared:,}"),
+                ("mismatches", str(result.mismatches)),
+                ("cycles of an image", f"{min(result.cycles)} to {max(result.cycles)}" if result.cycles else "none"),
+                ("seconds", ", ".join(f"{name} {spent}" for name, spent in result.seconds.items())),
+            ],
+        )
+    _equal(result, planning, f" --stage {stage} --board {board.name}")
 
 
 @main.command()
@@ -618,12 +665,12 @@ def _simulate(net: Any, plan: Any, images: Any, work: Path, **options: Any) -> A
     return run_bench(net, plan.spec, images, work, **options)
 
 
-def _equal(result: Any, planning: Planning) -> None:
+def _equal(result: Any, planning: Planning, options: str = "") -> None:
     """A mismatch is an error."""
     if result.mismatches:
         raise CascError(
             f"simulation: {result.mismatches} mismatches with the reference, the first: {result.messages[0]}; "
-            f"repeat with `{planning.again()}` and report it"
+            f"repeat with `{planning.again()}{options}` and report it"
         )
 
 

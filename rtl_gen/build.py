@@ -180,6 +180,17 @@ def build(
     )
 
 
+def inputs(core: Any, board: Target) -> dict[str, str]:
+    """What a build gives its tools, by the files' names in its folder: RTLIL, constraints and the yosys script."""
+    flow = _FLOWS[board.family]
+    plan = board.platform().prepare(board.mount(core), "top", emit_src=False)
+    return {
+        "top.il": leave_collisions_open(plan.files["top.il"]),
+        flow.constraints[1]: plan.files[flow.constraints[1]],
+        "top.ys": f"read_rtlil top.il\n{flow.synthesis}\nwrite_json top.json\n",
+    }
+
+
 def _tidy(out_dir: Path) -> None:
     """Remove what builds that are no longer alive left beside ``out_dir``, and put back a result that was caught between two renames."""
     for left in out_dir.parent.glob(f".{out_dir.name}.*"):
@@ -295,14 +306,11 @@ class _Build:
 
     def write_inputs(self) -> str:
         """Write RTLIL, constraints and the yosys script; return the digest of all that decides the outcome."""
-        plan = self.board.platform().prepare(self.board.mount(self.core), "top", emit_src=False)
-        inputs = {file: plan.files[file] for file in ("top.il", self.flow.constraints[1])}
-        inputs["top.il"] = leave_collisions_open(inputs["top.il"])
-        inputs["top.ys"] = f"read_rtlil top.il\n{self.flow.synthesis}\nwrite_json top.json\n"
-        for file, content in inputs.items():
+        given = inputs(self.core, self.board)
+        for file, content in given.items():
             (self.work / file).write_text(content)
         settings = [self.board.nextpnr, self.board.source_hz, self.board.limit_hz, self.seeds]
-        return hashlib.sha256(json.dumps([inputs, settings]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([given, settings]).encode()).hexdigest()
 
     def step(self, step: str, tool: str, arguments: list[str], message: str) -> None:
         """Run one tool in the working folder, its output to a log, and raise with its own words if it fails."""
@@ -326,7 +334,6 @@ class _Build:
 
     def place_and_route(self, netlist: dict[str, Any], seed: int) -> dict[str, float]:
         """Place and route with one seed; return what was met in ``io`` and ``sync``, in Hz."""
-        reload = ["--write", f"seed{seed}.routed.json"] if self.board.family == "ice40" else []
         self.step(
             f"route{seed}",
             self.flow.tools[1],
@@ -341,7 +348,8 @@ class _Build:
                 f"seed{seed}.report.json",
                 f"--{self.flow.routed_option}",
                 f"seed{seed}.{self.flow.routed}",
-                *reload,
+                "--write",
+                f"seed{seed}.routed.json",
             ],
             f"place and route, seed {seed}",
         )

@@ -71,17 +71,23 @@ def build_virtual_board(
     out = Path(out_dir).resolve()
     out.mkdir(parents=True, exist_ok=True)
     (out / "top.v").write_text(board_verilog(core, spec, weights))
+    return compile_top(out, HARNESS, spec, io_hz, sync_hz)
+
+
+def compile_top(out: Path, harness: Path, spec: LinkSpec, io_hz: float, sync_hz: float, *, define: str = "", fast: str = "-O2") -> Path:
+    """Compile module ``top`` of ``top.v`` in the folder ``out`` with a harness in C++, ``fast`` where it matters; return the executable."""
+    clocks = f"-DIO_HZ={int(io_hz)}ULL -DSYNC_HZ={int(sync_hz)}ULL -DDIVISOR={spec.uart.divisor}"
     command = [
         *("verilator", "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "unique", "--x-initial", "fast", "--no-assert"),
-        *("-Wno-fatal", "-Wno-lint", "--top-module", "top", "--Mdir", "obj", "-o", "virtual_board"),
-        *("-CFLAGS", f"-DIO_HZ={int(io_hz)}ULL -DSYNC_HZ={int(sync_hz)}ULL -DDIVISOR={spec.uart.divisor}"),
-        *("-MAKEFLAGS", "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O0", "top.v", str(HARNESS)),
+        *("-Wno-fatal", "-Wno-lint", "--top-module", "top", "--Mdir", "obj", "-o", harness.stem),
+        *("-CFLAGS", f"{clocks} {define}".strip()),
+        *("-MAKEFLAGS", f"OPT_FAST={fast} OPT_SLOW=-O0 OPT_GLOBAL=-O0", "top.v", str(harness)),
     ]
     run = subprocess.run(command, cwd=out, env=verilator_environment(), capture_output=True, text=True, check=False)
     (out / "verilator.log").write_text(run.stdout + run.stderr)
     if run.returncode:
         raise CascError(f"virtual board: verilator failed with status {run.returncode}; see {out / 'verilator.log'}")
-    return out / "obj" / "virtual_board"
+    return out / "obj" / harness.stem
 
 
 @contextmanager

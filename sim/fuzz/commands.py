@@ -26,6 +26,8 @@ def wrong():
     raise ValueError("two\\nlines")
 value = 1
 """
+LONG = ("breadth", "coverage", "fuzz", "mutate", "prove", "train")
+"""Verbs that work for minutes whatever they are given, so that they are given what they cannot take."""
 SAFE = ("plan", "verilog", "convert", "report", "run", "boards", "evaluate")
 """Verbs that may get a sound network; the others would build or simulate for minutes, and get none."""
 
@@ -75,11 +77,11 @@ class Commands:
     def case(self, chance: random.Random) -> str:
         name, root = chance.choice(self.roots)
         verb = chance.choice([*root.commands, *(verb for verb in SAFE if verb in root.commands)])
-        if verb in ("fuzz", "prove", "boards") and chance.random() < 0.9:
+        if verb in (*LONG, "boards") and chance.random() < 0.9:
             verb = "plan" if name.endswith("rtl_gen") else "evaluate"
         words = self.words(chance, root.commands[verb], verb in SAFE)
-        if verb in ("fuzz", "prove", "train"):
-            words = ["--only", "nothing"] if verb != "train" else ["--help"]
+        if verb in LONG:
+            words = ["--nothing"]
         if chance.random() < 0.05:
             words.insert(chance.randrange(len(words) + 1), chance.choice(["--nonsense", "-x", "--", "", "-", "\udcff", "--help"]))
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -123,6 +123,8 @@ def test_missing_tool(rtl_gen: Any, tmp_path: Path) -> None:
         (["plan", "--net", DIGITS, "--data", MNIST.with_name("mnist_mlp_images.npz")], ["(1000, 28, 28)"]),
         (["sim", "--net", DIGITS, "--images", "100000"], ["100000"]),
         (["sim", "--net", DIGITS, "--simulator", "icarus", "--vcd", "x.vcd"], ["vcd"]),
+        (["sim", "--net", DIGITS, "--stage", "synth", "--stall", "0.3"], ["stage", "--stall"]),
+        (["sim", "--net", DIGITS, "--stage", "bitstream"], ["bitstream of ulx3s-85f"]),
         (["serve", "--net", DIGITS, "--baud", "12000000"], ["baud"]),
         (["run", "--port", "/dev/nothing", MNIST.with_name("mnist_mlp_images.npz")], ["/dev/nothing"]),
         (["report", "nowhere"], ["plan.json"]),

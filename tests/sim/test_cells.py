@@ -1,0 +1,142 @@
+"""Memories, multipliers, adders and registers as yosys maps them do what the RTL does, cycle by cycle: it is the models that are tested."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, signed
+from amaranth.lib.memory import Memory
+
+from rtl_gen import tools
+from rtl_gen.build import _FLOWS
+from rtl_gen.verilog import to_verilog
+from sim.cells import Cell, netlist_verilog
+from sim.netlist import block_models
+
+CYCLES = 5000
+SHAPES = {
+    "ecp5": [(36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384), (20, 700)],
+    "ice40": [(16, 256), (8, 512), (4, 1024), (2, 2048), (20, 300)],
+}
+"""Width and depth of memories; each kind of port is in it."""
+BENCH = """
+module bench (input clk);
+  wire [{last}:0] expected, got;
+  integer cycle = 0, wrong = 0;
+  top expected_ (.clk(clk), .out(expected));
+  netlist got_ (.clk(clk), .out(got));
+  always @(negedge clk) begin
+    cycle <= cycle + 1;
+    if (got !== expected && wrong < 3) begin
+      wrong <= wrong + 1;
+      $display("cycle %0d: got %h, expected %h", cycle, got, expected);
+    end
+  end
+endmodule
+"""
+MAIN = """
+#include <cstdio>
+#include "Vbench.h"
+int main() {{
+    Vbench bench;
+    for (int edge = 0; edge < 2 * {cycles}; edge++) {{
+        bench.clk = edge & 1;
+        bench.eval();
+    }}
+    puts("done");
+}}
+"""
+
+
+class Parts(Elaboratable):
+    """Memories of ``shapes`` and a small one read at once, products of signed and unsigned factors, a sum, fed by a shift register."""
+
+    def __init__(self, shapes: list[tuple[int, int]]):
+        self.shapes = shapes
+        self.sync = ClockDomain("sync", reset_less=True)
+        self.out = Signal(sum(width for width, _ in shapes) + 4 + 24 + 24 + 16)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.domains += self.sync
+        noise, chance = Signal(96, init=0x9E3779B97F4A7C15F39CC060), random.Random(5)
+        m.d.sync += noise.eq(Cat(noise[7:], noise[:7]) + 0x2545F4914F6CDD1D8B1FA3C5)
+        outs = []
+        for number, (width, depth) in enumerate([*self.shapes, (4, 16)]):
+            at_once = number == len(self.shapes)
+            memory = Memory(shape=width, depth=depth, init=[chance.getrandbits(width) for _ in range(depth)])
+            m.submodules[f"memory{number}"] = memory
+            write, read = memory.write_port(), memory.read_port(domain="comb" if at_once else "sync")
+            before, place = Signal.like(write.addr), Signal.like(write.addr)
+            bits = len(write.addr)
+            m.d.sync += before.eq(write.addr)
+            m.d.comb += [
+                write.addr.eq(Mux(noise[number : number + bits] < depth, noise[number : number + bits], number)),
+                write.data.eq(noise[40 - number :]),
+                write.en.eq(noise[60 + number]),
+                place.eq(Mux(noise[70 + number], before, noise[20 + number : 20 + number + bits])),
+                read.addr.eq(Mux(place < depth, place, 1)),
+            ]
+            if not at_once:
+                m.d.comb += read.en.eq((read.addr != write.addr) & noise[80 + number])
+            outs.append(read.data)
+        # Signals of their own for the unsigned factors: yosys 0.70 writes the unsigned product of signed wires as a signed one.
+        a, b, c, d = Signal(signed(12)), Signal(signed(12)), Signal(12), Signal(12)
+        products = [Signal(24), Signal(24)]
+        m.d.sync += [a.eq(noise), b.eq(noise[30:]), c.eq(noise[9:]), d.eq(noise[44:])]
+        m.d.sync += [products[0].eq(a * b), products[1].eq(c * d)]
+        total = Signal(16)
+        with m.If(noise[3]):
+            m.d.sync += total.eq(total + noise[50:66] - a)
+        with m.Elif(noise[4:8] == 0):
+            m.d.sync += total.eq(0x5A5A)
+        m.d.comb += self.out.eq(Cat(*outs, *products, total))
+        return m
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ecp5", "ice40"])
+def test_as_the_rtl(family: Literal["ecp5", "ice40"], tmp_path: Path) -> None:
+    parts = Parts(SHAPES[family])
+    (tmp_path / "top.il").write_text(rtlil.convert(parts, name="top", ports=[parts.sync.clk, parts.out]))
+    (tmp_path / "top.ys").write_text(f"read_rtlil top.il\n{_FLOWS[family].synthesis}\nwrite_json top.json\n")
+    subprocess.run([tools.find("yosys").path, "-q", "top.ys"], cwd=tmp_path, check=True, capture_output=True)
+    design = json.loads((tmp_path / "top.json").read_text())
+    kinds = {cell["type"] for cell in design["modules"]["top"]["cells"].values()}
+    assert kinds >= {"ecp5": {"DP16KD", "MULT18X18D", "TRELLIS_DPR16X4", "CCU2C"}, "ice40": {"SB_RAM40_4K", "SB_MAC16", "SB_CARRY"}}[family]
+    again = Parts(SHAPES[family])
+    rtl, bench = to_verilog(again, "top", [again.sync.clk, again.out]), BENCH.format(last=len(parts.out) - 1)
+    (tmp_path / "bench.v").write_text("\n".join([rtl, netlist_verilog(design), *block_models(family), bench]))
+    (tmp_path / "main.cpp").write_text(MAIN.format(cycles=CYCLES))
+    command = ["verilator", "--cc", "--exe", "--build", "-O3", "-Wno-fatal", "-Wno-lint", "--top-module", "bench", "--x-assign", "unique"]
+    command += ["--Mdir", "obj", "-o", "bench", "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0", "bench.v", "main.cpp"]
+    done = subprocess.run(command, cwd=tmp_path, env=tools.verilator_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert subprocess.run([tmp_path / "obj" / "bench"], capture_output=True, text=True, check=True).stdout.splitlines() == ["done"]
+
+
+def test_unknown_cells_and_modes_are_refused() -> None:
+    def module(cell: dict[str, object]) -> dict[str, object]:
+        return {"modules": {"top": {"ports": {}, "cells": {"it": cell}}}}
+
+    with pytest.raises(RuntimeError, match="it: SB_I2C is not modelled"):
+        netlist_verilog(module({"type": "SB_I2C", "parameters": {}, "connections": {}, "port_directions": {}}))
+    registers = {"type": "MULT18X18D", "parameters": {"REG_OUTPUT_CLK": "CLK0"}, "connections": {}, "port_directions": {}}
+    with pytest.raises(RuntimeError, match="it: a MULT18X18D with REG_OUTPUT_CLK 'CLK0' is not modelled"):
+        netlist_verilog(module(registers))
+
+
+def test_open_inputs_read_what_the_hardware_gives_them() -> None:
+    def cell(type_: str, **parameters: str) -> Cell:
+        return Cell("it", {"type": type_, "parameters": parameters, "connections": {"CEN": [], "I0": [], "WEA": []}, "port_directions": {}})
+
+    assert (cell("ICESTORM_LC")("CEN"), cell("ICESTORM_LC")("I0")) == ("1'b1", "1'b0")
+    assert cell("DP16KD").muxed("WEA") == "1'b1"
+    assert cell("DP16KD", WEAMUX="INV").muxed("WEA") == "~1'b1"
+    assert cell("DP16KD", WEAMUX="0").muxed("WEA") == "1'b0"
