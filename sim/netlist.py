@@ -258,7 +258,7 @@ def _answers(received: bytes, frames: list[Frame], hello: Hello) -> list[Answer 
         elif frame.kind == Kind.IMAGE:
             try:
                 answers.append(parse_answer(answer.payload, hello, "netlist"))
-            except (CascError, struct.error) as error:
+            except (CascError, ValueError, struct.error) as error:
                 answers.append(f"an answer that cannot be read ({error})")
         else:
             answers.append("HELLO" if Hello.parse(answer.payload) == hello else "another HELLO")

@@ -161,7 +161,9 @@ def test_help_needs_nothing_heavy() -> None:
 def test_every_verb_helps_with_an_example(rtl_gen: Any) -> None:
     from rtl_gen.__main__ import main
 
-    assert set(main.commands) == {"build", "plan", "verilog", "sim", "report", "boards", "convert", "run", "serve", "prove", "breadth", "fuzz"}
+    assert set(main.commands) == {
+        "build", "plan", "verilog", "sim", "report", "boards", "convert", "run", "serve", "prove", "breadth", "fuzz",
+    }  # fmt: skip
     for name, command in main.commands.items():
         assert name == "boards" or f"python -m rtl_gen {name}" in (command.help or "")
     assert "Examples:" in rtl_gen("--help").stdout
