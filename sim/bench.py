@@ -72,7 +72,6 @@ class Job:
     patience: cycles without a result after which the run is given up.
     seed: of the stalls.
     weights: JSON file of the words for the port ``weights``; empty: there is none.
-    mutant: for the port ``mutant`` of a core of mutants, which is reset once more amid an image; None: there is none.
     """
 
     vectors: str
@@ -86,7 +85,6 @@ class Job:
     patience: int
     seed: int
     weights: str = ""
-    mutant: int | None = None
 
 
 @dataclass
@@ -285,15 +283,6 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
     dut.rst.value = 0
     if job.weights:
         await _load(dut, json.loads(Path(job.weights).read_text()), job.stall, chance)
-    if job.mutant is not None:  # what reset does, too, is put to the test
-        dut.mutant.value = job.mutant
-        dut.pixels__payload.value = beats[0][0]
-        dut.pixels__valid.value = 1
-        for cycle in range(60):
-            await RisingEdge(dut.clk)
-            dut.rst.value = cycle > 50
-        dut.pixels__valid.value = 0
-        dut.rst.value = 0
 
     fired: list[list[int]] = [[] for _ in range(len(layers) + 2)]
     outcome.fired = fired

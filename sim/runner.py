@@ -144,8 +144,8 @@ class Bench:
             )
         self.compile_seconds = round(time.monotonic() - started, 2)
 
-    def run(self, stall: float = 0.0, seed: int = 1, mutant: int | None = None) -> SimResult:
-        """All images once; with ``mutant``, of a core of mutants (`sim.mutation`)."""
+    def run(self, stall: float = 0.0, seed: int = 1) -> SimResult:
+        """All images once."""
         work, images, spec, simulator = self.work, self.images, self.spec, self.simulator
         job = Job(
             vectors=str(work / "vectors.npz"),
@@ -159,7 +159,6 @@ class Bench:
             patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
             seed=seed,
             weights=str(work / "weights.json") if self.words else "",
-            mutant=mutant,
         )
         outcome = Path(job.outcome)
         outcome.unlink(missing_ok=True)
