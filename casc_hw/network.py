@@ -45,6 +45,10 @@ MAX_MAP = 1 << 24
 MAX_META = 100_000
 """Most values in ``meta``."""
 MAX_FILE_BYTES = 1 << 31
+MAX_INFLATION = 1 << 28
+"""Most bytes by which an archive may grow when it is unpacked; those of torch.save do not."""
+SLACK = 1 << 20
+"""Numbers that tensors may have beyond the bytes of the storages they are views of."""
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
            AssertionError, ImportError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 """What zipfile and torch.load raise on a damaged archive."""
@@ -327,8 +331,9 @@ class IntegerNet(Network):
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
                 size = sum(member.file_size for member in members)
-                if size > MAX_FILE_BYTES:
-                    raise CascError(f"{path}: {size} bytes unpacked, the most is {MAX_FILE_BYTES}; this is not a converted network")
+                most = min(MAX_FILE_BYTES, path.stat().st_size + MAX_INFLATION)
+                if size > most:
+                    raise CascError(f"{path}: {size} bytes unpacked, the most is {most}; this is not a converted network")
                 if damaged := archive.testzip():  # torch.load does not look at the checksums
                     raise CascError(f"{path}: damaged (checksum of {_short(damaged)}); copy or convert it again")
                 for member in members:
@@ -471,6 +476,7 @@ class _Fields:
 
     def __init__(self, where: str, content: Any, within: _Fields | None = None):
         self.numbers: list[int] = within.numbers if within else [0]  # in the tensors taken so far, those of the file together
+        self.storages: dict[int, int] = within.storages if within else {}  # what they are in: bytes by address
         if not isinstance(content, dict):
             raise CascError(f"{where}: is a {type(content).__name__}, not a dictionary of fields; convert the network again")
         self.where = where
@@ -501,8 +507,10 @@ class _Fields:
         if value.ndim not in ndim:
             wanted = " or ".join(map(str, ndim))
             raise CascError(f"{self.where}: {name} has shape {_shape(value)}, expected {wanted} dimensions; convert the network again")
+        storage = value.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
         self.numbers[0] += value.numel()
-        if self.numbers[0] * 8 > MAX_FILE_BYTES:  # a few bytes can stand for many
+        if self.numbers[0] > SLACK + sum(self.storages.values()):  # a few bytes can stand for many numbers
             raise CascError(f"{self.where}: {name} has shape {_shape(value)}, too large; convert the network again")
         if value.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
             common = value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)

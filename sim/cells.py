@@ -118,7 +118,8 @@ def clock_nets(cells: Iterable[Cell]) -> dict[str, str]:
     if pll is None:
         return {}
     if pll.type == "EHXPLLL":
-        return {"io_clk": pll("CLKI"), "clk": pll("CLKOS"), "locked": pll("LOCK")}
+        trees = {cell("CLKO"): cell("CLKI") for cell in cells if cell.type == "DCCA"}  # where it is placed, the oscillator's is before it
+        return {"io_clk": trees.get(pll("CLKI"), pll("CLKI")), "clk": pll("CLKOS"), "locked": pll("LOCK")}
     if pll.type == "SB_PLL40_2_PAD":
         return {name: pll(port) for name, port in _PLL_PORTS.items()}
     # Once placed, its outputs are the clock trees' and have no wire to the buffers there.
@@ -252,7 +253,7 @@ def _trellis_ff(cell: Cell, starts: dict[str, str]) -> str:
     starts[cell("Q")] = value
     return _register(
         cell("Q"),
-        cell("DI"),
+        cell("DI" if cell.word("SD", "1") == "1" else "M"),  # from the LUT before it, or past it
         cell.muxed("CLK"),
         enable=cell.muxed("CE") if "CEMUX" in cell.parameters else "1'b1",
         reset=cell.muxed("LSR") if cell.ports.get("LSR") else "1'b0",
@@ -266,7 +267,7 @@ def _comb(cell: Cell) -> list[str]:
     match cell.word("MODE", "LOGIC"):
         case "LOGIC":
             lut = f"\\{cell.name}.lut "
-            high, low = (cell("FXB"), cell("FXA")) if cell.number("IS_Z1") else (cell("F1"), lut)
+            high, low = (cell("FXB"), cell("FXA")) if cell.ports.get("FXA") or cell.ports.get("FXB") else (cell("F1"), lut)
             lines = [f"wire {lut} = {_lut(cell, 'INITVAL', *'ABCD')};", *cell.gives("F", lut)]
             return lines + cell.gives("OFX", f"{cell('M')} ? {high} : {low}")
         case "CCU2":
@@ -282,6 +283,8 @@ def _comb(cell: Cell) -> list[str]:
                 f"always @({edge}) if ({cell.muxed('WRE')}) {ram}[{{{write}}}] <= {cell('WD')};",
                 *cell.gives("F", f"{ram}[{{{', '.join(map(cell, 'ACBD'))}}}]"),
             ]
+        case "RAMW_BLOCK" if not any(cell.ports.values()):  # the place that TRELLIS_RAMW takes up
+            return []
     raise RuntimeError(f"{cell.name}: a TRELLIS_COMB of mode {cell.word('MODE', '')} is not modelled")
 
 

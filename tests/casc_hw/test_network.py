@@ -617,20 +617,20 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
     assert "damaged" in refusal(tmp_path / "net.pt")
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("casc_hw.network.MAX_FILE_BYTES", 1 << 20)
+@pytest.mark.parametrize("limit", ["MAX_FILE_BYTES", "MAX_INFLATION"])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"casc_hw.network.{limit}", 1 << 20)
     with zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1 << 21))
     assert "bytes unpacked, the most is" in refusal(tmp_path / "net.pt")
 
 
-def test_tensors_that_unpack_to_more_than_the_file_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_unpack_to_more_than_the_file_are_refused(saved: Path) -> None:
     """Each is small enough, and none holds more than one number; together they are too large."""
-    monkeypatch.setattr("casc_hw.network.MAX_FILE_BYTES", 1 << 20)
     content = torch.load(saved, weights_only=True)
-    content["nodes"][0]["synapses"] = [content["nodes"][0]["synapses"][0] | {"weight": _ones(1, 1).expand(300, 300)} for _ in range(2)]
+    content["nodes"][0]["synapses"] = [content["nodes"][0]["synapses"][0] | {"weight": _ones(1, 1).expand(900, 900)} for _ in range(2)]
     torch.save(content, saved)
-    assert refusal(saved) == "layer0, synapses 1: weight has shape (300, 300), too large; convert the network again"
+    assert refusal(saved) == "layer0, synapses 1: weight has shape (900, 900), too large; convert the network again"
 
 
 def test_a_large_file_is_refused_unread(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,47 @@ def test_open_inputs_read_what_the_hardware_gives_them() -> None:
     assert cell("DP16KD").muxed("WEA") == "1'b1"
     assert cell("DP16KD", WEAMUX="INV").muxed("WEA") == "~1'b1"
     assert cell("DP16KD", WEAMUX="0").muxed("WEA") == "1'b0"
+
+
+def routed(**cells: tuple[str, dict[str, str], dict[str, int]]) -> str:
+    """Verilog of cells as nextpnr writes an ECP5's: type, parameters, nets of ports of one bit."""
+    design = {
+        name: {
+            "type": kind,
+            "parameters": parameters,
+            "connections": {port: [net] for port, net in nets.items()},
+            "port_directions": {},
+        }
+        for name, (kind, parameters, nets) in cells.items()
+    }
+    ports = {"clk25": {"direction": "input", "bits": [1]}}
+    return netlist_verilog({"modules": {"top": {"cells": design, "ports": ports}}})
+
+
+@pytest.mark.parametrize(("source", "port", "net"), [("1 ", "DI", 5), ("0 ", "M", 6)])
+def test_a_register_takes_its_lut_or_what_passes_it(source: str, port: str, net: int) -> None:
+    text = routed(ff=("TRELLIS_FF", {"SD": source, "CEMUX": "1 "}, {"CLK": 2, port: net, "Q": 4}))
+    assert f"n4 <= n{net};" in text
+
+
+@pytest.mark.parametrize(("low", "high", "wanted"), [("F", "F1", r"n9 ? n7 : \mux.lut "), ("FXA", "FXB", "n9 ? n7 : n8")])
+def test_multiplexers_behind_luts(low: str, high: str, wanted: str) -> None:
+    text = routed(mux=("TRELLIS_COMB", {"INITVAL": "1"}, {"A": 3, high: 7, low: 8, "M": 9, "OFX": 10}))
+    assert f"assign n10 = {wanted};" in text
+
+
+def test_the_place_of_a_ram_s_writing_has_no_logic() -> None:
+    assert routed(place=("TRELLIS_COMB", {"MODE": "RAMW_BLOCK"}, {})) == routed()
+    with pytest.raises(RuntimeError, match="RAMW_BLOCK is not modelled"):
+        routed(place=("TRELLIS_COMB", {"MODE": "RAMW_BLOCK"}, {"F": 3}))
+
+
+def test_the_oscillator_comes_before_its_clock_tree() -> None:
+    text = routed(
+        pin=("TRELLIS_IO", {"DIR": "INPUT"}, {"B": 1, "O": 2}),
+        tree=("DCCA", {}, {"CLKI": 2, "CLKO": 3}),
+        pll=("EHXPLLL", {}, {"CLKI": 3, "CLKOS": 4, "LOCK": 5}),
+    )
+    assert "{n2} = io_clk;" in text
+    assert "assign n3 = n2;" in text
+    assert "clk25" not in text.replace("io_clk25", "")
