@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from casc_hw import ClipQuan, IntegerNet, SpikingNet, convert
 from casc_hw.evaluation import evaluate
+from casc_hw.network import save_whole
 from casc_hw.qat import fake_quantise, fold_batchnorm
 from examples import mnist_cnn_avg, mnist_cnn_max, mnist_mlp, mnist_resnet
 from examples._training import Digits, Recipe, fit_student, fit_teacher, make_pool, percent
@@ -175,8 +176,7 @@ def kept(path: Path, make: Any) -> Any:
     """What ``make()`` returns, from ``path`` if it is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(make(), path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        save_whole(make(), path)
     return torch.load(path, weights_only=True)
 
 

@@ -288,6 +288,12 @@ def save_images(path: Path, images: Tensor, **others: Tensor) -> None:
     os.replace(temporary, path)
 
 
+def tell(headline: str, results: Mapping[str, object]) -> None:
+    print(headline)
+    for key, value in results.items():
+        print(f"  {key:42} {value}")
+
+
 def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, object]:
     """The command line of an example."""
     parser = argparse.ArgumentParser(description=f"Train {recipe.name} and convert it to integers.")
@@ -343,9 +349,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, object]
     results |= measure(net, held.images, "%", lambda classes, _: percent(classes, held))
     results["training, seconds"] = round(time.monotonic() - started)
     what = "validation" if options.validate else "test"
-    print(f"{recipe.name}: {len(train.labels)} training images, {len(held.labels)} {what} images, seed {options.seed}")
-    for key, value in results.items():
-        print(f"  {key:42} {value}")
+    tell(f"{recipe.name}: {len(train.labels)} training images, {len(held.labels)} {what} images, seed {options.seed}", results)
     if not options.validate:
         shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items() if not callable(value)}
         meta = {

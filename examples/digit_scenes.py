@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from casc_hw import convert
-from examples._training import measure, save_images
+from examples._training import measure, save_images, tell
 from examples.detection.decode import COCO_IOUS, decode, mean_average_precision
 from examples.detection.model import make
 from examples.detection.scenes import compose, digits
@@ -61,9 +61,8 @@ def run(arguments: list[str] | None = None) -> dict[str, object]:
     results["integer ANN, mAP@0.5:0.95"] = round(evaluate(net, test, iou=COCO_IOUS), 4)
     results["training, seconds"] = round(time.monotonic() - started)
     what = "validation" if options.validate else "test"
-    print(f"digit_scenes: {len(source.labels)} training digits, {TEST} {what} scenes of {len(held.labels)} digits, seed {options.seed}")
-    for key, value in results.items():
-        print(f"  {key:42} {value}")
+    told = f"digit_scenes: {len(source.labels)} training digits, {TEST} {what} scenes of {len(held.labels)} digits, seed {options.seed}"
+    tell(told, results)
     if not options.validate:
         meta = {
             "split": f"{len(source.labels)} digits for training, {len(held.labels)} for {TEST} test scenes composed with seed 1; "

@@ -45,8 +45,7 @@ def _lanes(net: IntegerNet, chance: random.Random, most: int) -> list[Lanes]:
     """Lanes drawn at random, among those that the layers allow; at most ``most`` if there are such."""
     lanes = []
     for layer in net.layers:
-        neurons = chance.choice((1, 2, 4))
-        neurons = min(neurons, most)
+        neurons = min(chance.choice((1, 2, 4)), most)
         allowed = [
             neurons * ratio
             for ratio in range(1, -(-layer.outputs // neurons) + 2)
