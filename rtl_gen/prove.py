@@ -10,10 +10,10 @@ from typing import Any
 from casc_hw.errors import CascError
 from casc_hw.fixed import Interval
 from rtl_gen.formal import bench, neurons, streams
-from rtl_gen.formal.bench import Bench, Verdict
+from rtl_gen.formal.bench import Bench, Engine, Verdict
 from rtl_gen.formal.neurons import Neuron
 
-ENGINE = "yosys sat -tempinduct"
+ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Property:
     claim: in one sentence.
     bench: makes the bench, whose claims have names of their own.
     depth: the longest induction tried.
+    engine: induction, or "pdr", which needs no invariants and so less to read, and takes longer.
     fast: of the subset for every day.
     """
 
@@ -34,11 +35,13 @@ class Property:
     bench: Callable[[], Bench]
     depth: int = 8
     fast: bool = True
+    engine: Engine = "induction"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run said of a property. Where it is proved it holds for runs of any length; ``depth`` is that of the induction."""
+    """What a run said of a property. Where it is proved it holds for runs of any length; ``depth`` is that of the induction,
+    or of ``pdr`` the frames it needed."""
 
     name: str
     claim: str
@@ -151,6 +154,6 @@ def run(properties: Iterable[Property], tell: Callable[[str], None] = lambda mes
     for item in properties:
         tell(f"proving {item.name}")
         start = time.monotonic()
-        result = bench.prove(item.bench(), item.depth)
+        result = bench.prove(item.bench(), item.depth, engine=item.engine)
         seconds = round(time.monotonic() - start, 1)
-        yield Outcome(item.name, item.claim, ENGINE, result.verdict, result.depth, seconds, result.failed)
+        yield Outcome(item.name, item.claim, ENGINES[item.engine], result.verdict, result.depth, seconds, result.failed)

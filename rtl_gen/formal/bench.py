@@ -1,4 +1,5 @@
-"""A bench of claims around a part, and yosys' temporal induction (`sat -tempinduct`) that proves or refutes them."""
+"""A bench of claims around a part, and the engines in yosys that prove or refute them: temporal induction (`sat -tempinduct`), which needs
+invariants, and property-directed reachability (ABC's `pdr`), which finds its own."""
 
 from __future__ import annotations
 
@@ -26,10 +27,33 @@ memory_map
 chformal -lower
 dffunmap
 opt -full
-{sat}
+{engine}
 """
 _SAT = "tee -q -o {log} sat -tempinduct {half} -prove-asserts -set-assumes -maxsteps {depth} -timeout {timeout} {show} top"
 
+_PDR = """techmap
+opt -full
+simplemap
+dffunmap
+simplemap
+aigmap
+write_aiger -zinit design.aig
+design -reset
+read_rtlil inverter.il
+abc -script pdr.abc
+"""
+_ABC = "read_aiger design.aig; fold; strash; pdr -T {timeout}; write_status status"
+_INVERTER = r"""module \top
+  wire input 1 \a
+  wire output 2 \y
+  cell $_NOT_ \not
+    connect \A \a
+    connect \Y \y
+  end
+end
+"""  # yosys runs ABC on some logic only
+
+Engine = Literal["induction", "pdr"]
 Verdict = Literal["proved", "bounded", "refuted", "undecided"]
 
 
@@ -205,25 +229,39 @@ class Result:
     failed: tuple[str, ...] = ()
 
 
-def prove(bench: Bench, depth: int, *, bounded: bool = False, among: str | None = None, timeout: int = 600) -> Result:
+def prove(
+    bench: Bench, depth: int, *, engine: Engine = "induction", bounded: bool = False, among: str | None = None, timeout: int = 600
+) -> Result:
     """Proves the claims of ``bench`` by induction over at most ``depth`` cycles; ``bounded``: only for so many from the start.
 
-    ``among``: only these, see `Bench.assert_claims`. A SAT instance may take ``timeout`` seconds.
+    With the engine "pdr", for runs of any length or not at all, and ``depth`` is how far a run goes that names the claims that fail.
+    ``among``: only these, see `Bench.assert_claims`. A SAT instance, or all of "pdr", may take ``timeout`` seconds.
     """
     claims = bench.assert_claims(among)
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
+    if engine == "pdr":
+        status = _yosys(text, _PDR, "status", {"pdr.abc": _ABC.format(timeout=timeout), "inverter.il": _INVERTER})
+        if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
+            raise RuntimeError(f"yosys has not looked at the claims: {status[:400]}")
+        if found[1] != "SAT":
+            return Result("proved" if found[1] == "UNSAT" else "undecided", int(found[2]))
+        bounded, depth = True, max(depth, int(found[3].split()[1]) + 1)
     show = " ".join(f"-show {signal}" for signal in claims)
     half = "-tempinduct-baseonly" if bounded else ""
     sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)
+    return _read(_yosys(text, sat, "sat.log"), claims, depth, bounded)
+
+
+def _yosys(text: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
+    """What the script ``engine``, which finds ``files`` beside it, writes to ``writes`` about the RTLIL ``text``."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "design.il").write_text(text)
-        Path(folder, "design.ys").write_text(_SCRIPT.format(sat=sat))
+        for name, content in {"design.il": text, "design.ys": _SCRIPT.format(engine=engine), **(files or {})}.items():
+            Path(folder, name).write_text(content)
         done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
-        log = Path(folder, "sat.log")
-        if done.returncode != 0 or not log.exists():
+        log = Path(folder, writes)
+        if not log.exists():  # the exit status tells nothing: after ABC it is 1
             raise CascError(f"prove: yosys failed: {(done.stderr or done.stdout).strip()[-400:]}; report it")
-        said = log.read_text()
-    return _read(said, claims, depth, bounded)
+        return log.read_text()
 
 
 def _read(said: str, claims: dict[str, str], depth: int, bounded: bool) -> Result:

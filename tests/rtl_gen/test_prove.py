@@ -253,6 +253,13 @@ def test_the_engine_tells_verdicts_apart() -> None:
     assert bench.prove(_counter(6, 3), 10) == bench.Result("refuted", 7, ("it stays small",))
     assert bench.prove(_counter(6, 3), 5, bounded=True) == bench.Result("bounded", 5)
     assert bench.prove(_counter(200, 3), 5).verdict == "undecided"
+    assert bench.prove(_counter(200, 3), 5, engine="pdr") == bench.Result("refuted", 201, ("it stays small",))
+
+
+def test_pdr_needs_no_invariants() -> None:
+    """All of the contract that induction proves with invariants, it proves without."""
+    for name in ("neuron-two", "divider-three", "volleys-spike-7", "skid", "queue-5", "sum-3", "replay-1x2"):
+        assert bench.prove(_property(name).bench(), 0, engine="pdr", among="").verdict == "proved", name
 
 
 def test_the_command_prints_a_table() -> None:
