@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -227,6 +228,28 @@ class Result:
     verdict: Verdict
     depth: int
     failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Property:
+    """Claims about one part.
+
+    Attributes
+    ----------
+    name: for ``--only``.
+    claim: in one sentence.
+    bench: makes the bench, whose claims have names of their own.
+    depth: the longest induction tried.
+    engine: induction, or "pdr", which needs no invariants and so less to read, and takes longer.
+    fast: of the subset for every day.
+    """
+
+    name: str
+    claim: str
+    bench: Callable[[], Bench]
+    depth: int = 8
+    fast: bool = True
+    engine: Engine = "induction"
 
 
 def prove(

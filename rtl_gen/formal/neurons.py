@@ -9,7 +9,7 @@ from typing import Any
 from amaranth.hdl import Cat, Const, Mux, Signal, Value, signed
 
 from casc_hw.fixed import Interval
-from rtl_gen.formal.bench import Bench, Inside
+from rtl_gen.formal.bench import Bench, Inside, Property
 from rtl_gen.gates import neurons
 from rtl_gen.gates.neurons import CountSpec, NeuronSpec
 from rtl_gen.gates.streams import CurrentFormat
@@ -239,3 +239,46 @@ def volleys(kind: str, chunks: int, dense: bool) -> Bench:
     bench.invariant("the output is empty for a cycle at most", front | (level <= 1))
     bench.claim("an offer stands until it is taken", bench.stands(dut.volleys, "volleys"))
     return bench
+
+
+_NEURON = (
+    "the gates are the neuron; 0 <= n <= t <= T; v in its interval; at rest n = clip(floor(S / theta), 0, T), within T quiet sleep steps"
+)
+_COUNT = "n = clip(floor(S / theta), 0, T)"
+_VOLLEYS = "the volleys' FIFO never overflows, credits are exact, offers stand"
+
+
+def _neuron(name: str, case: Neuron, what: str, fast: bool = True) -> Property:
+    return Property(f"neuron-{name}", f"{_NEURON} ({what}, T = {case.levels})", lambda: neuron(case), fast=fast)
+
+
+def _count(name: str, levels: int, thresholds: int, total: Interval, fast: bool = True, **options: Any) -> Property:
+    what = f"T = {levels}, theta 1 to {thresholds}, S in {total}"
+    return Property(f"divider-{name}", f"{_COUNT} ({what})", lambda: counts(levels, thresholds, total, **options), 14, fast)
+
+
+def _volleys(kind: str, chunks: int, dense: bool) -> Property:
+    name = f"volleys-{kind}-{chunks}{'-dense' * dense}"
+    return Property(name, f"{_VOLLEYS} ({kind} code, {chunks} chunks)", lambda: volleys(kind, chunks, dense))
+
+
+PROPERTIES = (
+    _neuron("binary", Neuron((2, -1), 0, 1, 1), "2 sources"),
+    _neuron("two", Neuron((4, -3), 1, 3, 2), "2 sources"),
+    _neuron("three", Neuron((6, -5), -1, 4, 3), "2 sources"),
+    _neuron("counts", Neuron((5, -3), -1, 3, 2, cumulative=True), "2 sources, before a max pool"),
+    _neuron("image", Neuron((2, -3), -1, 3, 3, image=3), "2 pixels of 0 to 3"),
+    _neuron("four", Neuron((7, -4), 1, 6, 4), "2 sources", fast=False),
+    _neuron("many", Neuron((2, -1, -2), 1, 2, 2), "3 sources", fast=False),
+    _neuron("image-wide", Neuron((7, -5), 3, 9, 4, image=15), "2 pixels of 0 to 15", fast=False),
+    _count("binary", 1, 4, Interval(-3, 7)),
+    _count("three", 3, 5, Interval(-9, 20)),
+    _count("seven", 7, 7, Interval(-64, 63)),
+    _count("eight", 8, 9, Interval(-40, 99), gain=8, biases=(0, 3, -5)),
+    _count("fifteen", 15, 32, Interval(-512, 511), fast=False),
+    _volleys("spike", 1, False),
+    _volleys("spike", 7, False),
+    _volleys("spike", 7, True),
+    _volleys("count", 3, False),
+    _volleys("count", 3, True),
+)

@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Mux, Signal, Value, unsigned
 from amaranth.lib import stream
 
 from casc_hw.fixed import Interval
-from rtl_gen.formal.bench import Bench, Inside, Watch
+from rtl_gen.formal.bench import Bench, Inside, Property, Watch
 from rtl_gen.gates import replay as replay_gates
 from rtl_gen.gates import streams
 from rtl_gen.gates.walk import CellFormat, Geometry
@@ -215,3 +215,41 @@ def replay(depth: int, passes: int) -> Bench:
     bench.invariant("its state", repeat == inside.state)
     bench.invariant("the mark that is kept", ~repeat | ((Value.cast(inside["cell"]) == Value.cast(cell)) & cell.mark & ~cell.empty))
     return bench
+
+
+_STREAM = "nothing lost, doubled, changed or overtaken under any back-pressure; offers stand; counters hold"
+
+
+def _queue(depth: int, fast: bool = True) -> Property:
+    return Property(f"queue-{depth}", f"Queue: {_STREAM}", lambda: queue(depth), fast=fast)
+
+
+def _fork(ways: int) -> Property:
+    return Property(f"fork-{ways}", "Fork: each way gets each transfer once, in order, without waiting for others", lambda: fork(ways))
+
+
+def _sum(chunks: int) -> Property:
+    return Property(
+        f"sum-{chunks}", f"CurrentSum: chunks of one place add up, empty steps add nothing; {_STREAM}", lambda: current_sum(chunks)
+    )
+
+
+def _replay(depth: int, passes: int) -> Property:
+    name = f"replay-{depth}x{passes}"
+    return Property(name, f"Replay: {passes} passes of the same events in order, each ending in the mark", lambda: replay(depth, passes))
+
+
+PROPERTIES = (
+    Property("skid", f"Skid: {_STREAM}", skid),
+    _queue(1),
+    _queue(2),
+    _queue(5),
+    _queue(16, fast=False),
+    _fork(2),
+    _fork(3),
+    Property("throttle", "Throttle: passes on what comes, takes no offer back", throttle),
+    _sum(1),
+    _sum(3),
+    _replay(1, 2),
+    _replay(3, 3),
+)
