@@ -380,10 +380,13 @@ def _unpacked_blocks(text: str, configuration: str, chipdb: str) -> Iterator[str
                 row, column = places[tile_kind][place]
                 parameters[base] = rows[row][column] + parameters.get(base, "")
             else:
-                net = nets.get((tile[0], tile[1], {"clk": "lutff_global/clk"}.get(place, place)))
+                net = nets.get((tile[0], tile[1], place)) or nets.get((tile[0], tile[1], f"lutff_global/{place}"))
                 unread = base in ("O", "CO", "DATAOUT")
                 ports[base][int(bit or 0)] = net or (f"\\block_{x}_{y}_{z}.{name} " if unread else f"1'b{int(base in _HIGH)}")
-        if parameters.pop("SPRAM_EN", "1") == "1" and any(net.startswith("n") for net in ports["O"] + ports["DATAOUT"]):
+        on, read = parameters.pop("SPRAM_EN", None), any(net.startswith("n") for net in ports["O"] + ports["DATAOUT"])
+        if on == "1" and not read:
+            raise RuntimeError(f"the SPRAM at {x} {y} {z} is on and nothing reads it")
+        if on != "0" and read:
             given = "".join(f".{name}({len(value)}'b{value}), " for name, value in parameters.items())[:-2]
             connected = ", ".join(f".{port}({{{', '.join(filter(None, reversed(bits)))}}})" for port, bits in ports.items() if any(bits))
             yield f"{'SB_MAC16' if kind == 'MAC16' else 'SB_SPRAM256KA'} #({given}) block_{x}_{y}_{z} ({connected});\n"

@@ -203,7 +203,7 @@ def _unpacked(folder: Path, board: Board, work: Path) -> str:
     shown = ""
     for command in (
         [tools.find("iceunpack").path, "chip.bin", "chip.asc"],
-        [str(icebox), "-S", "-l", "-d", package, "-n", "netlist", "-p", str((folder / "top.pcf").resolve()), "chip.asc"],
+        [str(icebox), "-l", "-d", package, "-n", "netlist", "-p", str((folder / "top.pcf").resolve()), "chip.asc"],
     ):
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:

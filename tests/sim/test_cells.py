@@ -16,7 +16,7 @@ from amaranth.lib.memory import Memory
 from rtl_gen import tools
 from rtl_gen.build import _FLOWS
 from rtl_gen.verilog import to_verilog
-from sim.cells import Cell, netlist_verilog
+from sim.cells import Cell, bitstream_verilog, netlist_verilog
 from sim.netlist import block_models
 
 CYCLES = 5000
@@ -184,3 +184,39 @@ def test_the_oscillator_comes_before_its_clock_tree() -> None:
     assert "{n2} = io_clk;" in text
     assert "assign n3 = n2;" in text
     assert "clk25" not in text.replace("io_clk25", "")
+
+
+CHIPDB = """
+.ipcon_tile_bits 54 16
+IpConfig.CBIT_0 B0[1]
+
+.extra_cell 25 0 3 SPRAM
+CLOCK 25 1 clk
+WREN 25 3 lutff_4/in_1
+DATAOUT_0 25 1 slf_op_0
+SPRAM_EN 25 1 CBIT_0
+
+"""
+UNPACKED = """module netlist (input rx);
+wire n1;
+// (25, 1, 'clk')
+wire n2;
+// (24, 1, 'neigh_op_rgt_0')
+// (25, 1, '{wire}')
+SB_PLL40_2_PAD #(
+) pll (
+  .PLLOUTGLOBALA(n3), .PLLOUTGLOBALB(n1), .LOCK(n4)
+);
+endmodule
+"""
+
+
+def test_spram_of_a_bitstream() -> None:
+    """Its clock and its outputs have names of their own, and one that nothing reads is not passed over in silence."""
+    on, off = (f".ipcon_tile 25 1\n0{bit}\n" for bit in (1, 0))
+    text = bitstream_verilog(UNPACKED.format(wire="slf_op_0"), on, CHIPDB)
+    assert "SB_SPRAM256KA #() block_25_0_3 (.CLOCK({n1}), .WREN({1'b0}), .DATAOUT({n2}));" in text
+    unread = UNPACKED.format(wire="slf_op_1")
+    assert "SPRAM" not in bitstream_verilog(unread, off, CHIPDB)
+    with pytest.raises(RuntimeError, match="the SPRAM at 25 0 3 is on and nothing reads it"):
+        bitstream_verilog(unread, on, CHIPDB)
