@@ -93,6 +93,17 @@ def test_equal(stage: str, run: Run, built: Path) -> None:
 
 
 @pytest.mark.slow
+def test_equal_on_an_ecp5(net: IntegerNet, images: torch.Tensor, tmp_path: Path) -> None:
+    board = boards.get("ulx3s-12f")
+    plan = make_plan(net, board.budget, images=images)
+    link = link_spec(plan, board.source_hz)
+    result = run_netlist(net, plan.spec, link, board, images[:IMAGES], "synth", tmp_path / "work", tmp_path / "none")
+    assert (result.compared, result.mismatches, result.messages) == (IMAGES * (10 + 3), 0, [])
+    design = json.loads((tmp_path / "work" / "build" / "top.json").read_text())["modules"]["top"]
+    assert {cell["type"] for cell in design["cells"].values()} >= {"LUT4", "CCU2C", "TRELLIS_FF", "DP16KD", "MULT18X18D", "EHXPLLL"}
+
+
+@pytest.mark.slow
 def test_a_wrong_sum_is_told(run: Run, broken: Any) -> None:
     """The lowest two bits of the read-out's factor, exchanged."""
 
