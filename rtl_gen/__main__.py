@@ -466,6 +466,102 @@ def breadth(
 
 
 @main.command()
+@click.option("--count", type=click.IntRange(1), default=320, show_default=True, help="Mutants in all, as many of each design.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which are drawn.")
+@click.option("--only", multiple=True, metavar="DESIGN", help="Of this design, as 8-spike; may be given again.")
+@click.option("--mutant", "number", type=click.IntRange(1), help="Only the one of this number, of the design of --only.")
+@click.option("--least", type=click.FloatRange(0, 100), default=95, show_default=True, help="Percent that must be killed.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/mutants"), show_default=True, help="Folder for files.")
+@_json
+def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, least: float, work: Path, as_json: bool) -> None:
+    """Spoil the gates in one place at a time, and see whether the bench notices.
+
+    \b
+    Examples:
+      python -m rtl_gen mutate
+      python -m rtl_gen mutate --count 80 --seed 1 --json
+      python -m rtl_gen mutate --only 8-spike --mutant 3
+    """
+    from sim.mutation import DESIGNS, name, rate
+    from sim.mutation import run as run_mutants
+
+    known = {name(case): case for case in DESIGNS}
+    if unknown := [of for of in only if of not in known]:
+        raise CascError(f"only: {unknown[0]!r} is not one of {', '.join(known)}; name one of them")
+    if number is not None and len(only) != 1:
+        raise CascError(f"mutant: {number} of which design? name one with --only")
+    designs = [known[of] for of in only or known]
+    share = -(-count // len(DESIGNS))
+    _folder(work)
+    with _progress(as_json) as progress:
+        verdicts = list(run_mutants(share, seed, work, designs, number, progress))
+    if not verdicts:
+        raise CascError(f"mutant: {number} is not one of the {share} of {only[0]}; choose a smaller one")
+    survivors = [verdict for verdict in verdicts if verdict.outcome == "survived"]
+    outcomes = ("wrong", "silent", "slow", "equivalent", "survived")
+    rows: dict[str, list[Any]] = {}
+    for label, chosen in [(name(case), [of for of in verdicts if of.mutant.case == case]) for case in designs] + [("all", verdicts)]:
+        rows[label] = [len(chosen), *(sum(of.outcome == outcome for of in chosen) for outcome in outcomes), round(100 * rate(chosen), 1)]
+
+    def again(of: Any) -> str:
+        return f"python -m rtl_gen mutate --count {count} --seed {seed} --only {name(of.mutant.case)} --mutant {of.mutant.number}"
+
+    if as_json:
+        fields = ("mutants", *outcomes, "killed_percent")
+        said = [{"where": of.mutant.where, "outcome": of.outcome, "message": of.message, "again": again(of)} for of in verdicts]
+        click.echo(json.dumps({"designs": {label: dict(zip(fields, row, strict=True)) for label, row in rows.items()}, "mutants": said}))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("design", "mutants", *outcomes, "killed")
+        for label, row in rows.items():
+            table.add_row(label, *(str(cell) for cell in row[:-1]), f"{row[-1]} %")
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+        for of in survivors if number is None else verdicts:
+            click.echo(f"{of.outcome}: {of.mutant.where}{': ' * bool(of.message)}{of.message}\n  {again(of)}")
+    if 100 * rate(verdicts) < least:
+        raise CascError(f"mutate: {rows['all'][-1]} % are killed, of which {least:g} % must be; strengthen the bench where mutants survive")
+
+
+@main.command()
+@click.option("--cases", type=click.IntRange(1), default=6, show_default=True, help="Networks; each is run in both codes.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first network's; the others' follow.")
+@click.option("--least", type=click.FloatRange(0, 100), default=0, show_default=True, help="Percent that must be covered.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/coverage"), show_default=True, help="Folder for files.")
+@_json
+def coverage(cases: int, seed: int, least: float, work: Path, as_json: bool) -> None:
+    """Lines and bits of the gates that simulations of random networks reach, by kind of module, and those that none does.
+
+    \b
+    Examples:
+      python -m rtl_gen coverage
+      python -m rtl_gen coverage --cases 2 --seed 21 --json
+    """
+    from sim.coverage import measure, summary
+
+    _folder(work)
+    with _progress(as_json) as progress:
+        points = measure(range(seed, seed + cases), work, progress)
+    rows = summary(points)
+    if as_json:
+        holes = sorted(f"{point.kind}: {point.place}" for point, hit in points.items() if not hit)
+        click.echo(json.dumps({"kinds": rows, "holes": holes}))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("module", "lines", "covered", "bits", "toggled", "holes")
+        for kind, row in rows.items():
+            table.add_row(kind, *(str(row[of]) for of in ("lines", "covered", "bits", "toggled")), " ".join(row["holes"]))
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+    total = rows["all"]
+    share = 100 * (total["covered"] + total["toggled"]) / max(total["lines"] + total["bits"], 1)
+    if share < least:
+        raise CascError(f"coverage: {share:.1f} % is covered, of which {least:g} % must be; run more networks (--cases)")
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def report(folder: Path | None) -> None:
     """Write a build folder's report again from what the build left there.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ class Job:
     patience: cycles without a result after which the run is given up.
     seed: of the stalls.
     weights: JSON file of the words for the port ``weights``; empty: there is none.
+    mutants: for the port ``mutant`` of a core of mutants (`sim.mutation`): a run for each, until it differs from the reference, after
+        a reset amid an image; the outcomes are lines of JSON then. Those after a 0 have patience for three times its latency. Empty:
+        there is no such port.
+    faults: some images are framed or valued wrongly, such that only their status differs.
     """
 
     vectors: str
@@ -85,6 +90,8 @@ class Job:
     patience: int
     seed: int
     weights: str = ""
+    mutants: list[int] = field(default_factory=list)
+    faults: bool = False
 
 
 @dataclass
@@ -160,6 +167,8 @@ class LayerCheck:
             if channel >= channels:
                 if value:
                     self.outcome.mismatch(f"layer {self.layer}: {value} from a lane beyond the last channel")
+            elif first + channel >= self.size:
+                self.outcome.mismatch(f"layer {self.layer}: a volley from part {part} of (y, x) = {(y, x)}, which is not on the map")
             elif value or self.tap.cumulative:
                 self.got[first + channel] = value
 
@@ -212,8 +221,8 @@ class LayerCheck:
 class ResultCheck:
     """The result stream: logits, class, status and cycles of each image, in order."""
 
-    def __init__(self, vectors: Any, outcome: Outcome):
-        self.vectors, self.outcome = vectors, outcome
+    def __init__(self, vectors: Any, outcome: Outcome, malformed: Collection[int] = ()):
+        self.vectors, self.outcome, self.malformed = vectors, outcome, malformed
         self.words: list[int] = []
 
     def take(self, word: int, last: bool) -> bool:
@@ -227,12 +236,15 @@ class ResultCheck:
         if image == len(self.vectors["sums"]):
             self.outcome.mismatch(f"result {image}: one more than there are images")
             return True
+        if len(words) != self.vectors["sums"].shape[1] + 3:
+            self.outcome.mismatch(f"image {image}: {len(words)} words, expected {self.vectors['sums'].shape[1] + 3}")
+            return True
         logits = [word - (1 << 32) if word >> 31 else word for word in words[:-3]]
         got = {"logits": logits, "class": words[-3], "status": words[-2]}
         expected = {
             "logits": self.vectors["sums"][image].tolist(),
             "class": int(self.vectors["classes"][image]),
-            "status": int(self.vectors["sleep_steps"][image]),
+            "status": int(self.vectors["sleep_steps"][image]) | (image in self.malformed) << 30,
         }
         for name, value in got.items():
             if value != expected[name]:
@@ -257,22 +269,38 @@ async def equals_reference(dut: Any) -> None:
     said = json.loads(Path(os.environ["CASC_JOB"]).read_text())
     job = Job(**said | {"layers": [Tap(**layer) for layer in said["layers"]]})
     vectors = load_vectors(job.vectors)
-    outcome = Outcome()
-    try:
-        await _run(dut, job, vectors, outcome)
-    finally:
-        Path(job.outcome).write_text(json.dumps(outcome.__dict__))
-    assert outcome.mismatches == 0, outcome.messages[0]
-    assert outcome.images == len(vectors["images"])
+    beats, malformed = _beats_of(vectors["images"], job)
+    if not job.mutants:
+        outcome = Outcome()
+        try:
+            await _start(dut, job)
+            await _run(dut, job, vectors, beats, malformed, outcome)
+        except Exception as error:  # what the checks do not expect is wrong, too
+            outcome.mismatch(f"{type(error).__name__} in the bench: {error}")
+            raise
+        finally:
+            Path(job.outcome).write_text(json.dumps(outcome.__dict__))
+        assert outcome.mismatches == 0, outcome.messages[0]
+        assert outcome.images == len(vectors["images"])
+        return
+    await _start(dut, job)
+    with Path(job.outcome).open("a") as file:
+        for mutant in job.mutants:
+            outcome = Outcome()
+            dut.mutant.value = mutant
+            try:
+                await _reset_amid_an_image(dut, beats[0][0])
+                await _run(dut, job, vectors, beats, malformed, outcome)
+            except Exception as error:
+                outcome.mismatch(f"{type(error).__name__} in the bench: {error}")
+            if mutant == 0:
+                job = replace(job, patience=min(job.patience, 3 * max(outcome.latency, default=job.patience) + 500))
+            file.write(json.dumps(outcome.__dict__) + "\n")
+            file.flush()  # a mutant may end the simulator
 
 
-async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) -> None:
-    layers = [LayerCheck(index, vectors, tap, outcome) for index, tap in enumerate(job.layers)]
-    results = ResultCheck(vectors, outcome)
-    taps = [getattr(dut, f"volleys_{index}") for index in range(len(layers))]
-    beats = [_beats(image, job.beat, job.pixel_bits) for image in vectors["images"]]
-    chance = random.Random(job.seed)
-
+async def _start(dut: Any, job: Job) -> None:
+    """Clock, reset, weights."""
     dut.rst.value = 1
     dut.stall.value = 0
     dut.pixels__valid.value = 0
@@ -282,19 +310,43 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
         await RisingEdge(dut.clk)
     dut.rst.value = 0
     if job.weights:
-        await _load(dut, json.loads(Path(job.weights).read_text()), job.stall, chance)
+        await _load(dut, json.loads(Path(job.weights).read_text()), job.stall, random.Random(job.seed))
+
+
+async def _reset_amid_an_image(dut: Any, beat: int) -> None:
+    """What reset does is put to the test, too."""
+    dut.pixels__payload.value = beat
+    dut.pixels__valid.value = 1
+    dut.stall.value = 0
+    dut.result__ready.value = 1
+    for cycle in range(60):
+        await RisingEdge(dut.clk)
+        dut.rst.value = cycle > 50
+    dut.pixels__valid.value = 0
+    dut.rst.value = 0
+
+
+async def _run(dut: Any, job: Job, vectors: dict[str, Any], beats: list[list[int]], malformed: set[int], outcome: Outcome) -> None:
+    """All images, from reset."""
+    layers = [LayerCheck(index, vectors, tap, outcome) for index, tap in enumerate(job.layers)]
+    results = ResultCheck(vectors, outcome, malformed)
+    taps = [getattr(dut, f"volleys_{index}") for index in range(len(layers))]
+    chance = random.Random(job.seed)
 
     fired: list[list[int]] = [[] for _ in range(len(layers) + 2)]
     outcome.fired = fired
     image = beat = 0  # the transfer offered or to be offered next
-    offered, ready, quiet, last_result = False, True, 0, 0
+    offered, taken, ready, quiet, last_result = False, False, True, 0, 0
     cycle = 0
     margin = 64 + 4 * len(beats[0]) if job.stall else 64  # cycles watched after the last result: nothing more may come
-    while outcome.images < len(beats) or quiet < margin:
+    while (outcome.images < len(beats) or quiet < margin) and not (job.mutants and outcome.mismatches):
         await RisingEdge(dut.clk)
         cycle += 1
         quiet += 1
-        if offered and int(dut.pixels__ready.value):
+        if taken and not int(dut.busy.value):
+            outcome.mismatch(f"image {image}: not busy after a transfer of pixels")
+        taken = offered and bool(int(dut.pixels__ready.value))
+        if taken:
             offered = False
             fired[0].append(cycle)
             beat += 1
@@ -309,7 +361,12 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
         if ready and int(dut.result__valid.value):
             word = int(dut.result__payload.value)
             fired[-1].append(cycle)
+            if not int(dut.busy.value):
+                outcome.mismatch(f"image {outcome.images}: not busy while its result leaves")
             if results.take(word & 0xFFFFFFFF, bool(word >> 32)):
+                # With this word held up, the next image's status may be there already.
+                if int(dut.error.value) not in {image_ in malformed for image_ in (outcome.images - 1, outcome.images)}:
+                    outcome.mismatch(f"image {outcome.images - 1}: error is {int(dut.error.value)}")
                 if outcome.images > max(job.alone, 1):
                     outcome.cycles.append(cycle - last_result)
                 last_result, quiet = cycle, 0
@@ -333,6 +390,8 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], outcome: Outcome) ->
         layer.finish()
     if results.words:
         outcome.mismatch(f"image {outcome.images}: {len(results.words)} words of a result that never ended")
+    if not outcome.mismatches and int(dut.busy.value):
+        outcome.mismatch("busy after the last result")
 
 
 async def _load(dut: Any, words: list[int], stall: float, chance: random.Random) -> None:
@@ -355,3 +414,35 @@ def _beats(image: Any, beat: int, bits: int) -> list[int]:
     words = [sum(pixel << (bits * place) for place, pixel in enumerate(group)) for group in groups]
     words[-1] |= 1 << (bits * beat)
     return words
+
+
+def _beats_of(images: Any, job: Job) -> tuple[list[list[int]], set[int]]:
+    """Every image's transfers, and with ``job.faults`` which images are malformed.
+
+    Of four images one goes on for three transfers beyond its end, one ends with its last pixels that are not zero, and one has its
+    brightest pixels too bright; pixels beyond the last one are anything.
+    """
+    all_beats = [_beats(image, job.beat, job.pixel_bits) for image in images]
+    malformed: set[int] = set()
+    if not job.faults:
+        return all_beats, malformed
+    bits, last = job.pixel_bits, 1 << (job.pixel_bits * job.beat)
+    brightest = int(images.max())
+    for index, (image, beats) in enumerate(zip(images, all_beats, strict=True)):
+        before = list(beats)
+        if index % 4 == 1:
+            beats[-1] ^= last
+            beats += [last - 1, last - 1, 2 * last - 1]
+        elif index % 4 == 2:
+            while len(beats) > 1 and beats[-1] == last:
+                beats.pop()
+                beats[-1] |= last
+        elif index % 4 == 3 and brightest < (1 << bits) - 1:
+            for place in (place for place, pixel in enumerate(image) if pixel == brightest):
+                beats[place // job.beat] |= ((1 << bits) - 1) << (bits * (place % job.beat))
+        if before != beats:
+            malformed.add(index)
+        unused = len(before) * job.beat - len(image)
+        if unused and len(beats) >= len(before):
+            beats[len(before) - 1] |= (last - 1) >> (bits * (job.beat - unused)) << (bits * (job.beat - unused))
+    return all_beats, malformed

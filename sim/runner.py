@@ -7,9 +7,9 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rtl_gen import tools
 from rtl_gen.cycles import worst_cycles
 from rtl_gen.gates.core import Core, CoreSpec, weight_words
 from rtl_gen.verilog import to_verilog
-from sim.bench import Job, tap
+from sim.bench import Job, Outcome, tap
 
 SIMULATORS = ("verilator", "icarus")
 ALONE = 10
@@ -110,10 +110,22 @@ def run_bench(
 
 
 class Bench:
-    """``images`` of ``net`` and the module ``core``, Verilog ``text`` of what ``spec`` describes, compiled in ``work``."""
+    """``images`` of ``net`` and the module ``core``, Verilog ``text`` of what ``spec`` describes, compiled in ``work``.
+
+    ``options``: further ones, of Verilator. ``quick``: compile in less time, run in more.
+    """
 
     def __init__(
-        self, net: IntegerNet, spec: CoreSpec, images: Tensor, work: Path, text: str, simulator: str = "verilator", vcd: Path | None = None
+        self,
+        net: IntegerNet,
+        spec: CoreSpec,
+        images: Tensor,
+        work: Path,
+        text: str,
+        simulator: str = "verilator",
+        vcd: Path | None = None,
+        options: Sequence[str] = (),
+        quick: bool = False,
     ):
         self.spec, self.images, self.work, self.simulator, self.vcd = spec, images, work, simulator, vcd
         work.mkdir(parents=True, exist_ok=True)
@@ -124,18 +136,19 @@ class Bench:
         (work / "weights.json").write_text(json.dumps(self.words))
         save_vectors(net, images, work / "vectors.npz", "count" if spec.counting else "spike")
         started = time.monotonic()
-        with _environment(simulator):
+        flags = tools.verilator_environment().get("MAKEFLAGS", "") if quick else ""
+        with _environment(simulator, **({"MAKEFLAGS": f"{flags} OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0"} if quick else {})):
             self.runner = get_runner(simulator)
             # cocotb makes every signal public, which keeps Verilator from optimising; only the ports need be.
             control = work / "public.vlt"
             control.write_text('`verilator_config\npublic_flat_rw -module "core" -port "*"\n')
-            options = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "unique", "--x-initial", "fast"]
+            given = ["--no-public-flat-rw", "-O3", "-Wno-fatal", "-Wno-WIDTH", "--x-assign", "unique", "--x-initial", "fast", *options]
             _guard(
                 lambda: self.runner.build(
                     sources=[control, source] if simulator == "verilator" else [source],
                     hdl_toplevel="core",
                     build_dir=work / f"{simulator}{'-vcd' if vcd else ''}",
-                    build_args=options if simulator == "verilator" else ["-g2012"],
+                    build_args=given if simulator == "verilator" else ["-g2012"],
                     timescale=("1ns", "1ps"),
                     waves=vcd is not None,
                     log_file=work / "compile.log",
@@ -146,40 +159,10 @@ class Bench:
 
     def run(self, stall: float = 0.0, seed: int = 1) -> SimResult:
         """All images once."""
-        work, images, spec, simulator = self.work, self.images, self.spec, self.simulator
-        job = Job(
-            vectors=str(work / "vectors.npz"),
-            outcome=str(work / "outcome.json"),
-            beat=spec.pixels.beat,
-            pixel_bits=spec.pixels.maximum.bit_length(),
-            layers=[tap(spec, index) for index in range(len(spec.spiking))],
-            streams=spec.streams,
-            stall=stall,
-            alone=alone(len(images)) if stall == 0 else 0,
-            patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
-            seed=seed,
-            weights=str(work / "weights.json") if self.words else "",
-        )
-        outcome = Path(job.outcome)
-        outcome.unlink(missing_ok=True)
-        (work / "job.json").write_text(json.dumps(asdict(job)))
+        job = self._job(stall, seed)
         started = time.monotonic()
-        with _environment(simulator, CASC_JOB=str(work / "job.json")):
-            _guard(
-                lambda: self.runner.test(
-                    test_module="sim.bench",
-                    hdl_toplevel="core",
-                    test_dir=work,
-                    results_xml=str(work / "results.xml"),
-                    waves=self.vcd is not None,
-                    plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) + 1}"] if simulator == "verilator" else [],
-                    test_args=["--trace-file", str(self.vcd.resolve())] if self.vcd is not None else [],
-                    log_file=work / "run.log",
-                ),
-                work / "run.log",
-                outcome,
-            )
-        said = json.loads(outcome.read_text())
+        self._simulate(job)
+        said = json.loads(Path(job.outcome).read_text())
         latency = Spread.of(said["latency"][: job.alone]) or Spread.of(said["latency"]) or Spread(0, 0, 0)
         return SimResult(
             images=said["images"],
@@ -190,11 +173,58 @@ class Bench:
             latency=latency,
             sleep_steps=Spread.of(said["sleep_steps"]) or Spread(0, 0, 0),
             total_cycles=said["total_cycles"],
-            simulator=simulator,
+            simulator=self.simulator,
             stall=stall,
             compile_seconds=self.compile_seconds,
             run_seconds=round(time.monotonic() - started, 2),
         )
+
+    def mutants(self, numbers: Sequence[int], stall: float, seed: int) -> list[Outcome | None]:
+        """All images once for each of ``numbers`` at the port ``mutant`` (see `Job`); None: that mutant ends the simulator."""
+        outcomes: list[Outcome | None] = []
+        while left := list(numbers[len(outcomes) :]):
+            job = replace(self._job(stall, seed), mutants=left, faults=True)
+            self._simulate(job)
+            said = [Outcome(**json.loads(line)) for line in Path(job.outcome).read_text().splitlines()]
+            outcomes += said if len(said) == len(left) else [*said, None]
+        return outcomes
+
+    def _job(self, stall: float, seed: int) -> Job:
+        spec = self.spec
+        return Job(
+            vectors=str(self.work / "vectors.npz"),
+            outcome=str(self.work / "outcome.json"),
+            beat=spec.pixels.beat,
+            pixel_bits=spec.pixels.maximum.bit_length(),
+            layers=[tap(spec, index) for index in range(len(spec.spiking))],
+            streams=spec.streams,
+            stall=stall,
+            alone=alone(len(self.images)) if stall == 0 else 0,
+            patience=int(worst_cycles(spec) * (1 if stall == 0 else 8 / (1 - stall))) + 1000,
+            seed=seed,
+            weights=str(self.work / "weights.json") if self.words else "",
+        )
+
+    def _simulate(self, job: Job) -> None:
+        """Run ``job``; its outcome is in its file."""
+        work, outcome, verilator = self.work, Path(job.outcome), self.simulator == "verilator"
+        outcome.unlink(missing_ok=True)
+        (work / "job.json").write_text(json.dumps(asdict(job)))
+        with _environment(self.simulator, CASC_JOB=str(work / "job.json")):
+            _guard(
+                lambda: self.runner.test(
+                    test_module="sim.bench",
+                    hdl_toplevel="core",
+                    test_dir=work,
+                    results_xml=str(work / "results.xml"),
+                    waves=self.vcd is not None,
+                    plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{job.seed % (1 << 31) + 1}"] if verilator else [],
+                    test_args=["--trace-file", str(self.vcd.resolve())] if self.vcd is not None else [],
+                    log_file=work / "run.log",
+                ),
+                work / "run.log",
+                outcome,
+            )
 
 
 def _guard(run: Any, log: Path, outcome: Path | None = None) -> None:

@@ -162,7 +162,8 @@ def test_every_verb_helps_with_an_example(rtl_gen: Any) -> None:
     from rtl_gen.__main__ import main
 
     assert set(main.commands) == {
-        "build", "plan", "verilog", "sim", "report", "boards", "convert", "run", "serve", "prove", "breadth", "fuzz",
+        "build", "plan", "verilog", "sim", "report", "boards", "convert", "run", "serve", "prove", "breadth", "mutate", "coverage",
+        "fuzz",
     }  # fmt: skip
     for name, command in main.commands.items():
         assert name == "boards" or f"python -m rtl_gen {name}" in (command.help or "")

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from amaranth.hdl import Const, Module, ResetInserter
@@ -15,6 +16,7 @@ from casc_hw.data import load_images
 from rtl_gen.cycles import measure, predict
 from rtl_gen.gates.core import Core, CoreSpec
 from rtl_gen.lower import Lanes, core_spec
+from sim.bench import LayerCheck, Outcome, ResultCheck, Tap
 from sim.runner import run_bench
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -77,13 +79,37 @@ def test_a_core_that_hangs_is_given_up(net: IntegerNet, spec: CoreSpec, images: 
 
     result = run_bench(net, spec, images[:2], work, core=Dead(spec, bench=True))
     assert result.images == 0
-    assert "no result within" in result.messages[0]
+    assert any("no result within" in message for message in result.messages)
 
 
 @pytest.mark.slow
 def test_vcd(net: IntegerNet, spec: CoreSpec, images: torch.Tensor, work: Path, tmp_path: Path) -> None:
     assert run_bench(net, spec, images[:1], work, vcd=tmp_path / "waves.vcd").mismatches == 0
     assert "$enddefinitions" in (tmp_path / "waves.vcd").read_text()[:2_000_000]
+
+
+def test_a_volley_beside_the_map_is_told() -> None:
+    outcome, vectors = Outcome(), {"wake": np.ones(1, bool), "active": np.ones((1, 1), bool), "counts_0": np.zeros((1, 3), int)}
+    layer = LayerCheck(0, vectors, Tap((1, 1, 3), 1, (0, 2, 0, 2), False, False, True, (0,)), outcome)
+    layer.take(2 << 6)
+    assert not outcome.messages
+    layer.take(3 << 6 | 1 << 8)
+    assert "(y, x) = (0, 3), which is not on the map" in outcome.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([4, -1 % (1 << 32), 0, 3 | 1 << 30, 99], ""),
+        ([4, -1 % (1 << 32), 0, 3, 99], "image 0, status: got 3, expected 1073741827"),
+        ([4, 0, 3 | 1 << 30, 99], "image 0: 4 words, expected 5"),
+    ],
+)
+def test_words_of_a_result(words: list[int], told: str) -> None:
+    outcome = Outcome()
+    check = ResultCheck({"sums": np.array([[4, -1]]), "classes": [0], "sleep_steps": [3]}, outcome, {0})
+    assert [check.take(word, index == len(words) - 1) for index, word in enumerate(words)] == [False] * (len(words) - 1) + [True]
+    assert outcome.messages == [told] * bool(told)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,283 @@
+"""Automatic mutants of the gates: yosys spoils a bit of a cell's port, and the bench has to notice.
+
+``python -m rtl_gen mutate`` draws them over some of `sim.breadth`'s cases. All mutants of a design are compiled into one simulation,
+whose port ``mutant`` turns one of them on (0: none). Those that no stimulus tells from the original are compared with it by proof.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from amaranth.back import rtlil
+
+from casc_hw.errors import CascError
+from rtl_gen import tools
+from rtl_gen.gates.core import Core, CoreSpec
+from rtl_gen.verilog import leave_collisions_open
+from sim.bench import Outcome
+from sim.breadth import Case, draw_case
+from sim.random_nets import random_images
+from sim.runner import Bench
+
+_SMALL = (("bits", 3), ("input_max", 16))
+DESIGNS: tuple[Case, ...] = (
+    Case(6, "spike", fixed=_SMALL),
+    Case(12, "spike", fixed=_SMALL),
+    Case(15, "spike"),
+    Case(29, "spike", fixed=_SMALL),
+    Case(12, "count", fixed=_SMALL),
+    Case(21, "count", fixed=_SMALL),
+)
+"""What is mutated: chains and graphs in both codes, bounded sleep, several wakes, pools of both kinds, sums, engines a tap at a time,
+several passes, lanes and parts, pixels wider than their maximum. Thresholds are small, such that the lowest bits tell, and no layer is
+always silent."""
+IMAGES = 120
+STALLS = (0.0, 0.5)
+CYCLE_BITS = 10
+"""From this bit on what has 32 or 33 bits is not mutated: cycle counters and what passes them on, as differences of cycles do not reach so
+far; in words of a result these bits of sums are signs, which lower bits have, too."""
+PROOF_SECONDS = 10
+_FLAT = """read_rtlil design.il
+hierarchy -top core
+proc
+flatten
+pmuxtree
+memory_collect
+opt_mem
+opt -full
+wreduce
+splitcells
+opt -full
+opt_clean -purge
+delete t:$scopeinfo
+write_rtlil flat.il
+write_json flat.json
+mutate -list {count} -seed {seed} -ctrl mutant 16 1 -o list.ys
+"""
+_FIELDS = re.compile(
+    r"-mode (?P<mode>\S+) -module core -cell (?P<cell>\S+) -port (?P<port>\S+) -portbit (?P<bit>\d+)(?: -ctrlbit (?P<control>\d+))?"
+    r"(?: -wire (?P<wire>\S+) -wirebit (?P<wirebit>\d+))?"
+)
+_BENCH = re.compile(r"\bthrottle_\d+\b")
+_CYCLES = re.compile(r"\b(now|start|cycles)$")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one bit.
+
+    Attributes
+    ----------
+    case: whose gates.
+    number: 1 to the count of the case's mutants.
+    mode: of yosys' ``mutate``: inv, const0, const1, cnot0 or cnot1 (inverted where another bit is 0, 1).
+    place: the options of ``mutate`` that tell cell, port and bit.
+    where: the same in words, with the kind of cell and the net.
+    """
+
+    case: Case
+    number: int
+    mode: str
+    place: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``outcome``: another answer than the reference's; no answer; other cycles than without the mutant; no difference, and proved to have
+    none; no difference."""
+
+    mutant: Mutant
+    outcome: Literal["wrong", "silent", "slow", "equivalent", "survived"]
+    message: str
+
+    @property
+    def killed(self) -> bool:
+        return self.outcome in ("wrong", "silent", "slow")
+
+
+def rate(verdicts: Collection[Verdict]) -> float:
+    """Share of the mutants killed, those that are proved to be none not counted; 1 of none."""
+    left = [verdict for verdict in verdicts if verdict.outcome != "equivalent"]
+    return sum(verdict.killed for verdict in left) / len(left) if left else 1.0
+
+
+def name(case: Case) -> str:
+    """As in ``--only``."""
+    return f"{case.seed}-{case.code}"
+
+
+def _yosys(script: str, folder: Path, stem: str) -> str:
+    """What yosys says of ``script``, run in ``folder``."""
+    (folder / f"{stem}.sc").write_text(script)
+    command = [tools.find("yosys").path, "-s", f"{stem}.sc"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"yosys could not run {stem}.sc: {done.stdout[-2000:]}{done.stderr}")
+    return done.stdout
+
+
+def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[list[Mutant], str]:
+    """``count`` mutants (or all there are) of module ``core``, RTLIL ``text``, optimised as one module; and Verilog that has them all.
+
+    Not drawn: what is the bench's own, and `CYCLE_BITS`. ``folder`` keeps files that `equivalent` needs.
+    """
+    (folder / "design.il").write_text(text)
+    _yosys(_FLAT.format(count=3 * count + 20, seed=seed), folder, "flat")
+    cells = json.loads((folder / "flat.json").read_text())["modules"]["core"]["cells"]
+    mutants: list[Mutant] = []
+    for line in (folder / "list.ys").read_text().splitlines():
+        mutant = parse(case, len(mutants) + 1, line, cells)
+        if mutant and len(mutants) < count and all(mutant.where != other.where for other in mutants):
+            mutants.append(mutant)
+    control = "".join(f"mutate -ctrl mutant 16 {mutant.number} -mode {mutant.mode} {mutant.place}\n" for mutant in mutants)
+    _yosys(f"read_rtlil flat.il\n{control}opt_clean\nwrite_verilog -norename design.v\n", folder, "write")
+    return mutants, (folder / "design.v").read_text()
+
+
+def parse(case: Case, number: int, line: str, cells: Mapping[str, Any]) -> Mutant | None:
+    """The mutant of a ``line`` of ``mutate -list``, ``cells`` as yosys' JSON has them; None: it is not one to be drawn."""
+    found = _FIELDS.search(line)
+    if not found:
+        return None
+    wire, bit = found["wire"] or "", int(found["bit"])
+    cell = cells[found["cell"].removeprefix("\\")]
+    width = len(cell["connections"][found["port"].removeprefix("\\")])
+    if _BENCH.search(found["cell"]) or _BENCH.search(wire):
+        return None
+    counter = _CYCLES.search(wire)
+    cycles = [(bit, width), (int(found["control"] or 0), width), (int(found["wirebit"] or 0), 32 if counter else 0)]
+    if any(CYCLE_BITS <= index < 32 and size in (32, 33) for index, size in cycles):
+        return None
+    place = f"-module core -cell {found['cell']} -port {found['port']} -portbit {bit}"
+    if found["control"]:
+        place += f" -ctrlbit {found['control']}"
+    net = f" ({wire}[{found['wirebit']}])" if wire else ""
+    return Mutant(case, number, found["mode"], place, f"{found['mode']} {cell['type']} {found['cell']}.{found['port']}[{bit}]{net}")
+
+
+def judge(mutant: Mutant, without: Sequence[Outcome], got: Sequence[Outcome | None]) -> Verdict:
+    """The verdict over the same runs without and with the mutant."""
+    for before, after in zip(without, got, strict=True):
+        if after is None:
+            return Verdict(mutant, "silent", "the simulation does not go on")
+        if after.mismatches:
+            return Verdict(mutant, "silent" if "no result within" in after.messages[0] else "wrong", after.messages[0])
+        if before != after:
+            return Verdict(mutant, "slow", f"{after.total_cycles} cycles in place of {before.total_cycles}")
+    return Verdict(mutant, "survived", "")
+
+
+def run(
+    count: int,
+    seed: int,
+    work: Path,
+    designs: Sequence[Case] = DESIGNS,
+    number: int | None = None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Iterator[Verdict]:
+    """The verdicts of ``count`` mutants of each design, or of the one with ``number``; files go below ``work``."""
+    for case in designs:
+        folder = work / name(case)
+        folder.mkdir(parents=True, exist_ok=True)
+        tell(f"{name(case)}: drawing mutants")
+        net, spec = draw_case(case.seed, case.code, **dict(case.fixed))
+        mutants, verilog = draw(case, design(spec), count, seed, folder)
+        images = random_images(net, IMAGES, case.seed)
+        images[2::4, images.shape[1] // 2 :] = 0  # those that `sim.bench` cuts short
+        tell(f"{name(case)}: compiling")
+        bench = Bench(net, spec, images, (work / "bench").resolve(), verilog, quick=True)  # one for all: its objects are compiled once
+        left = [mutant for mutant in mutants if number in (None, mutant.number)]
+        without: list[Outcome] = []
+        got: dict[Mutant, list[Outcome | None]] = {mutant: [] for mutant in left}
+        for stall in STALLS:
+            tell(f"{name(case)}: {len(left)} mutants, stall {stall:g}")
+            first, *outcomes, last = bench.mutants([0, *(of.number for of in left), 0], stall, case.seed)
+            if first is None or first.mismatches or last != first:
+                raise CascError(f"mutate: {name(case)} is wrong without a mutant: {first and first.messages[:1]}; report it")
+            without.append(first)
+            for mutant, outcome in zip(left, outcomes, strict=True):
+                got[mutant].append(outcome)
+            left = [mutant for mutant in left if not judge(mutant, without, got[mutant]).killed]
+        tell(f"{name(case)}: proving of {len(left)} that they are none")
+        proved = equivalent(left, folder)
+        for mutant, outcomes in got.items():
+            verdict = judge(mutant, without[: len(outcomes)], outcomes)
+            yield replace(verdict, outcome="equivalent") if mutant in proved else verdict
+
+
+def design(spec: CoreSpec) -> str:
+    """RTLIL of the core of ``spec`` with its bench's ports."""
+    return leave_collisions_open(rtlil.convert(Core(spec, bench=True), name="core", emit_src=False))
+
+
+def equivalent(mutants: Sequence[Mutant], folder: Path) -> set[Mutant]:
+    """Those of ``mutants`` that are proved to do what the gates do: in any state, even one that is never reached, with any input, the
+    outputs and what registers and memories take in are the same (SAT, at most `PROOF_SECONDS` each). ``folder``: of `draw`."""
+    if not mutants:
+        return set()
+    script = "read_rtlil flat.il\nsetattr -unset init w:*\ndesign -save flat\ndffunmap\nwrite_json gold.json\n"
+    for mutant in mutants:
+        script += f"design -load flat\nmutate -mode {mutant.mode} {mutant.place}\ndffunmap\nwrite_json gate_{mutant.number}.json\n"
+    _yosys(script, folder, "gates")
+    _cut(folder / "gold.json", "gold")
+    script = "read_json gold.json\ndesign -save gold\n"
+    for mutant in mutants:
+        _cut(folder / f"gate_{mutant.number}.json", "gate")
+        script += (
+            f"design -load gold\nread_json gate_{mutant.number}.json\nmiter -equiv -flatten gold gate miter\n"
+            "hierarchy -top miter\nopt -full miter\n"
+            f"tee -q -o proof_{mutant.number}.txt sat -prove trigger 0 -timeout {PROOF_SECONDS} miter\n"
+        )
+    _yosys(script, folder, "proofs")
+    return {mutant for mutant in mutants if "model found: SUCCESS" in (folder / f"proof_{mutant.number}.txt").read_text()}
+
+
+def _cut(path: Path, module: str) -> None:
+    """Takes registers and memories out of the netlist at ``path``, which becomes ``module``: what they give is an input of it, what they
+    take an output.
+
+    What a memory is given counts only where it is enabled.
+    """
+    netlist = json.loads(path.read_text())
+    core = netlist["modules"].pop("core")
+    netlist["modules"] = {module: core}
+    cells, ports = core["cells"], core["ports"]
+    core["netnames"], core["memories"] = {}, {}
+    fresh = 1 + max(bit for cell in cells.values() for bits in cell["connections"].values() for bit in bits if isinstance(bit, int))
+
+    def masked(label: str, bits: list[Any], mask: list[Any]) -> list[int]:
+        nonlocal fresh
+        result = list(range(fresh, fresh + len(bits)))
+        fresh += len(bits)
+        parameters = {"A_SIGNED": 0, "B_SIGNED": 0, "A_WIDTH": len(bits), "B_WIDTH": len(bits), "Y_WIDTH": len(bits)}
+        directions = {"A": "input", "B": "input", "Y": "output"}
+        cells[label] = {"type": "$and", "parameters": parameters, "attributes": {}, "port_directions": directions,
+                        "connections": {"A": bits, "B": mask, "Y": result}}  # fmt: skip
+        return result
+
+    for label, cell in list(cells.items()):
+        memory = cell["type"] == "$mem_v2"
+        if not memory and cell["type"] != "$dff":
+            continue
+        del cells[label]
+        of = cell["connections"]
+        if memory:
+            for kind in ("WR", "RD"):
+                data, enable, address = of[f"{kind}_DATA"], of[f"{kind}_EN"], of[f"{kind}_ADDR"]
+                ways = len(of[f"{kind}_CLK"])
+                each = [enable[way * len(enable) // ways] for way in range(ways)]  # a port's enables are one
+                of[f"{kind}_ADDR"] = masked(f"{label}.{kind}.a", address, [bit for bit in each for _ in range(len(address) // ways)])
+                if kind == "WR":
+                    of["WR_DATA"] = masked(f"{label}.{kind}.d", data, enable)
+        given = "RD_DATA" if memory else "Q"
+        for port, bits in of.items():
+            if bits and "CLK" not in port:
+                ports[f"{label}.{port}"] = {"direction": "input" if port == given else "output", "bits": bits}
+    path.write_text(json.dumps(netlist))
