@@ -70,10 +70,10 @@ def is_proved(name: str) -> None:
 
 
 def fails_on(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run from the initial state breaks a claim of the contract; invariants are not asked for."""
+    """A run from an initial state breaks a claim of the contract, in `CYCLES` unless "pdr" looks for it; invariants are not asked for."""
     mutated(mutant, monkeypatch)
     (item,) = select([name])
-    result = bench.prove(item.bench(), CYCLES, bounded=True, among=mutant.claim)
+    result = bench.prove(item.bench(), CYCLES, engine=item.engine, bounded=True, among=mutant.claim)
     assert result.verdict == "refuted", f"survived: {mutant.what}"
     print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
 
