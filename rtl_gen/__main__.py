@@ -360,7 +360,7 @@ def prove(only: tuple[str, ...], fast: bool, as_json: bool) -> None:
         for outcome in outcomes:
             table.add_row(outcome.name, outcome.claim, outcome.engine, outcome.reach, str(outcome.depth), str(outcome.seconds))
         Console(width=None if sys.stdout.isatty() else 140).print(table)
-    if bad := [outcome for outcome in outcomes if outcome.verdict != "proved"]:
+    if bad := [outcome for outcome in outcomes if outcome.verdict not in ("proved", "bounded")]:
         claims = f": {'; '.join(bad[0].failed)}" if bad[0].failed else ""
         raise CascError(
             f"prove: {len(bad)} of {len(outcomes)} properties are not proved, the first: {bad[0].name} {bad[0].reach}{claims}; "

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from casc_hw.errors import CascError
-from rtl_gen.formal import bench, neurons, streams, walks
+from rtl_gen.formal import bench, cores, neurons, streams, walks
 from rtl_gen.formal.bench import Engine, Property, Verdict
 
 ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
@@ -17,7 +17,8 @@ ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosy
 @dataclass(frozen=True)
 class Outcome:
     """What a run said of a property. Where it is proved it holds for runs of any length; ``depth`` is that of the induction,
-    or of ``pdr`` the frames it needed."""
+    or of ``pdr`` the frames it needed.
+    What is bounded holds for runs of ``depth`` cycles."""
 
     name: str
     claim: str
@@ -30,13 +31,15 @@ class Outcome:
     @property
     def reach(self) -> str:
         """How far the claim is shown to hold."""
-        return {"proved": "unbounded", "refuted": f"fails in cycle {self.depth}"}.get(self.verdict, f"undecided at {self.depth}")
+        return {"proved": "unbounded", "bounded": f"{self.depth} cycles", "refuted": f"fails in cycle {self.depth}"}.get(
+            self.verdict, f"undecided at {self.depth}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"unbounded": self.verdict == "proved"}
 
 
-PROPERTIES: tuple[Property, ...] = (*neurons.PROPERTIES, *streams.PROPERTIES, *walks.PROPERTIES)
+PROPERTIES: tuple[Property, ...] = (*neurons.PROPERTIES, *streams.PROPERTIES, *walks.PROPERTIES, *cores.PROPERTIES)
 
 
 def select(only: Iterable[str] = (), fast: bool = False) -> list[Property]:
@@ -54,6 +57,6 @@ def run(properties: Iterable[Property], tell: Callable[[str], None] = lambda mes
     for item in properties:
         tell(f"proving {item.name}")
         start = time.monotonic()
-        result = bench.prove(item.bench(), item.depth, engine=item.engine)
+        result = bench.prove(item.bench(), item.depth, engine=item.engine, bounded=item.bounded)
         seconds = round(time.monotonic() - start, 1)
         yield Outcome(item.name, item.claim, ENGINES[item.engine], result.verdict, result.depth, seconds, result.failed)

@@ -242,6 +242,7 @@ class Property:
     depth: the longest induction tried.
     engine: induction, or "pdr", which needs no invariants and so less to read, and takes longer.
     fast: of the subset for every day.
+    bounded: the claims are shown for runs of ``depth`` cycles only.
     """
 
     name: str
@@ -250,6 +251,7 @@ class Property:
     depth: int = 8
     fast: bool = True
     engine: Engine = "induction"
+    bounded: bool = False
 
 
 def prove(

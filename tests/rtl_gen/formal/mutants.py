@@ -15,7 +15,7 @@ from rtl_gen.prove import run, select
 from tests.mutation import mutated_module
 
 CYCLES = 26
-"""Every mutant fails within so many."""
+"""Every mutant fails within so many, or within the bound of a property that has one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ BOUNDS = "casc_hw.intervals"
 def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the mutant's functions and components in the place of the original's."""
     original, module = mutated_module(mutant.what, mutant.module, mutant.old, mutant.new, monkeypatch)
-    users = [original, importlib.import_module("rtl_gen.lower")] if mutant.module == BOUNDS else [original]
+    users = [original, importlib.import_module("rtl_gen.lower" if mutant.module == BOUNDS else "rtl_gen.gates.core")]
     for name, value in vars(module).items():
         if getattr(value, "__module__", "") == "mutant" and not name.endswith("Spec"):
             for user in users:
@@ -65,15 +65,17 @@ def mutants(among: Iterable[Mutant]) -> Any:
 
 
 def is_proved(name: str) -> None:
-    (outcome,) = run(select([name]))
-    assert outcome.verdict == "proved", outcome
+    (item,) = select([name])
+    (outcome,) = run([item])
+    assert outcome.verdict == ("bounded" if item.bounded else "proved"), outcome
 
 
 def fails_on(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run from an initial state breaks a claim of the contract, in `CYCLES` unless "pdr" looks for it; invariants are not asked for."""
     mutated(mutant, monkeypatch)
     (item,) = select([name])
-    result = bench.prove(item.bench(), CYCLES, engine=item.engine, bounded=True, among=mutant.claim)
+    depth = item.depth if item.bounded else CYCLES
+    result = bench.prove(item.bench(), depth, engine=item.engine, bounded=True, among=mutant.claim)
     assert result.verdict == "refuted", f"survived: {mutant.what}"
     print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
 
