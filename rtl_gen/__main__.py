@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import prod
@@ -177,16 +177,13 @@ def plan(planning: Planning, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(made.as_json()))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("layer", "kind", "from", "to", "bits", "lanes", "neurons", "passes", "products", "RAMs")
+    rows = []
     for layer in made.layers:
         maps = ("x".join(map(str, shape)) for shape in (layer.source, layer.target))
         bits, products = "/".join(map(str, layer.weight_bits)), "" if layer.multiplier == "none" else layer.multiplier
         numbers = (layer.synapse_lanes or "", layer.neuron_lanes, layer.passes or "", products, sum(m.blocks for m in layer.memories))
-        table.add_row(layer.name, layer.kind, *maps, bits, *map(str, numbers))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        rows.append((layer.name, layer.kind, *maps, bits, *numbers))
+    _grid(("layer", "kind", "from", "to", "bits", "lanes", "neurons", "passes", "products", "RAMs"), rows, width=110)
     for layer in made.layers:
         memories = [f"{memory.name} {memory.rows} x {memory.bits} ({memory.place})" for memory in layer.memories]
         click.echo(f"  {layer.name}: {', '.join(memories)}")
@@ -353,13 +350,8 @@ def prove(only: tuple[str, ...], fast: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([outcome.as_json() for outcome in outcomes]))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("property", "claim", "engine", "holds", "induction", "seconds")
-        for outcome in outcomes:
-            table.add_row(outcome.name, outcome.claim, outcome.engine, outcome.reach, str(outcome.depth), str(outcome.seconds))
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
+        rows = [(of.name, of.claim, of.engine, of.reach, of.depth, of.seconds) for of in outcomes]
+        _grid(("property", "claim", "engine", "holds", "induction", "seconds"), rows)
     if bad := [outcome for outcome in outcomes if outcome.verdict not in ("proved", "bounded")]:
         claims = f": {'; '.join(bad[0].failed)}" if bad[0].failed else ""
         raise CascError(
@@ -396,15 +388,12 @@ def fuzz_all(cases: int, seed: int, only: tuple[str, ...], case: int | None, wor
     if as_json:
         click.echo(json.dumps([outcome.as_json() for outcome in outcomes]))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("target", "cases", "what became of them", "failures", "seconds", "grown by")
+        rows = []
         for outcome in outcomes:
             verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in outcome.verdicts.most_common())
             numbers = (f"{outcome.failed:,}", f"{outcome.seconds:g}", f"{outcome.grown / (1 << 20):.0f} MiB")
-            table.add_row(outcome.target, f"{outcome.cases:,}", verdicts, *numbers)
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
+            rows.append((outcome.target, f"{outcome.cases:,}", verdicts, *numbers))
+        _grid(("target", "cases", "what became of them", "failures", "seconds", "grown by"), rows)
     if bad := [(outcome.target, failure) for outcome in outcomes for failure in outcome.failures]:
         target, failure = bad[0]
         raise CascError(
@@ -468,7 +457,7 @@ def breadth(
 @main.command()
 @click.option("--count", type=click.IntRange(1), default=320, show_default=True, help="Mutants in all, as many of each design.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which are drawn.")
-@click.option("--only", multiple=True, metavar="DESIGN", help="Of this design, as 8-spike; may be given again.")
+@click.option("--only", multiple=True, metavar="DESIGN", help="Of this design, as 6-spike; may be given again.")
 @click.option("--mutant", "number", type=click.IntRange(1), help="Only the one of this number, of the design of --only.")
 @click.option("--least", type=click.FloatRange(0, 100), default=95, show_default=True, help="Percent that must be killed.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/mutants"), show_default=True, help="Folder for files.")
@@ -480,7 +469,7 @@ def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, lea
     Examples:
       python -m rtl_gen mutate
       python -m rtl_gen mutate --count 80 --seed 1 --json
-      python -m rtl_gen mutate --only 8-spike --mutant 3
+      python -m rtl_gen mutate --only 6-spike --mutant 3
     """
     from sim.mutation import DESIGNS, name, rate
     from sim.mutation import run as run_mutants
@@ -497,7 +486,6 @@ def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, lea
         verdicts = list(run_mutants(share, seed, work, designs, number, progress))
     if not verdicts:
         raise CascError(f"mutant: {number} is not one of the {share} of {only[0]}; choose a smaller one")
-    survivors = [verdict for verdict in verdicts if verdict.outcome == "survived"]
     outcomes = ("wrong", "silent", "slow", "equivalent", "survived")
     rows: dict[str, list[Any]] = {}
     for label, chosen in [(name(case), [of for of in verdicts if of.mutant.case == case]) for case in designs] + [("all", verdicts)]:
@@ -511,14 +499,8 @@ def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, lea
         said = [{"where": of.mutant.where, "outcome": of.outcome, "message": of.message, "again": again(of)} for of in verdicts]
         click.echo(json.dumps({"designs": {label: dict(zip(fields, row, strict=True)) for label, row in rows.items()}, "mutants": said}))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("design", "mutants", *outcomes, "killed")
-        for label, row in rows.items():
-            table.add_row(label, *(str(cell) for cell in row[:-1]), f"{row[-1]} %")
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
-        for of in survivors if number is None else verdicts:
+        _grid(("design", "mutants", *outcomes, "killed"), [(label, *row[:-1], f"{row[-1]} %") for label, row in rows.items()])
+        for of in verdicts if number else [of for of in verdicts if of.outcome == "survived"]:
             click.echo(f"{of.outcome}: {of.mutant.where}{': ' * bool(of.message)}{of.message}\n  {again(of)}")
     if 100 * rate(verdicts) < least:
         raise CascError(f"mutate: {rows['all'][-1]} % are killed, of which {least:g} % must be; strengthen the bench where mutants survive")
@@ -548,13 +530,9 @@ def coverage(cases: int, seed: int, least: float, work: Path, as_json: bool) -> 
         holes = sorted(f"{point.kind}: {point.place}" for point, hit in points.items() if not hit)
         click.echo(json.dumps({"kinds": rows, "holes": holes}))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("module", "lines", "covered", "bits", "toggled", "holes")
-        for kind, row in rows.items():
-            table.add_row(kind, *(str(row[of]) for of in ("lines", "covered", "bits", "toggled")), " ".join(row["holes"]))
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
+        numbers = ("lines", "covered", "bits", "toggled")
+        shown = [(kind, *(row[of] for of in numbers), " ".join(row["holes"])) for kind, row in rows.items()]
+        _grid(("module", *numbers, "holes"), shown)
     total = rows["all"]
     share = 100 * (total["covered"] + total["toggled"]) / max(total["lines"] + total["bits"], 1)
     if share < least:
@@ -625,15 +603,12 @@ def list_boards(as_json: bool) -> None:
             )
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("board", "device", "LUT4", "block RAMs", "DSPs", "oscillator")
+    rows = []
     for board in boards.all_boards():
         budget = board.budget
         rams = f"{budget.block_rams} x {budget.block_ram_bits // 1024} Kbit"
-        table.add_row(board.name, budget.name, str(budget.lut4), rams, str(budget.dsps), f"{board.source_hz / 1e6:g} MHz")
-    Console().print(table)
+        rows.append((board.name, budget.name, budget.lut4, rams, budget.dsps, f"{board.source_hz / 1e6:g} MHz"))
+    _grid(("board", "device", "LUT4", "block RAMs", "DSPs", "oscillator"), rows, width=None)
     click.echo("ulx3s is the ulx3s-85f.")
 
 
@@ -794,6 +769,17 @@ def _folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CascError(f"{path}: cannot be made: {error.strerror}; choose another place") from error
+
+
+def _grid(columns: Iterable[str], rows: Iterable[Iterable[object]], width: int | None = 140) -> None:
+    """A table on standard output, ``width`` characters wide where that is no terminal (None: as rich has it)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
 @contextmanager
