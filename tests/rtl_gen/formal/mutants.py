@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,50 +35,53 @@ class Mutant:
         return all(item.fast for item in select(self.properties.split()))
 
 
-BOUNDS = "casc_hw.intervals"
-
-
 def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the mutant's functions and components in the place of the original's."""
+    """Puts the mutant's functions and components in the place of the original's, in every module that has taken them by name."""
     original, module = mutated_module(mutant.what, mutant.module, mutant.old, mutant.new, monkeypatch)
-    users = [original, importlib.import_module("rtl_gen.lower" if mutant.module == BOUNDS else "rtl_gen.gates.core")]
+    ours = [user for name, user in sys.modules.items() if name.partition(".")[0] in ("casc_hw", "rtl_gen")]
     for name, value in vars(module).items():
         if getattr(value, "__module__", "") == "mutant" and not name.endswith("Spec"):
-            for user in users:
-                if hasattr(user, name):
+            replaced = vars(original)[name]
+            for user in ours:
+                if vars(user).get(name) is replaced:
                     monkeypatch.setattr(user, name, value)
 
 
-def proofs(properties: Iterable[Property]) -> Any:
-    """Marks a test of each of these properties."""
-    return pytest.mark.parametrize("name", [pytest.param(item.name, marks=[] if item.fast else [pytest.mark.slow]) for item in properties])
+def properties_of(properties: Sequence[Property], among: Sequence[Mutant]) -> type:
+    """Tests of a room: each property is proved, each of the properties that a mutant names fails of it, and each property is named by one.
+
+    The slow are marked; of a mutant's properties every day has the first.
+    """
+    named = [(mutant, place, name) for mutant in among for place, name in enumerate(mutant.properties.split())]
+
+    class Properties:
+        @pytest.mark.parametrize("item", [pytest.param(item, id=item.name, marks=_slow(not item.fast)) for item in properties])
+        def test_is_proved(self, item: Property) -> None:
+            (outcome,) = run(select([item.name]))
+            assert outcome.verdict == ("bounded" if item.bounded else "proved"), outcome
+
+        @pytest.mark.parametrize(
+            ("mutant", "name"),
+            [
+                pytest.param(mutant, name, id=f"{mutant.what} ({name})", marks=_slow(not mutant.fast or place > 0))
+                for mutant, place, name in named
+            ],
+        )
+        def test_fails_on_a_mutant(self, mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+            """A run from an initial state breaks a claim of the contract, in `CYCLES` unless "pdr" looks for it; invariants are not
+            asked for."""
+            mutated(mutant, monkeypatch)
+            (item,) = select([name])
+            depth = item.depth if item.bounded else CYCLES
+            result = bench.prove(item.bench(), depth, engine=item.engine, bounded=True, among=mutant.claim)
+            assert result.verdict == "refuted", f"survived: {mutant.what}"
+            print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
+
+        def test_every_property_fails_on_some_mutant(self) -> None:
+            assert {item.name for item in properties} == {name for _, _, name in named}
+
+    return Properties
 
 
-def mutants(among: Iterable[Mutant]) -> Any:
-    """Marks a test of each mutant and each property that must fail of it; on every day, of the first."""
-    cases = [
-        pytest.param(mutant, name, id=f"{mutant.what} ({name})", marks=[] if mutant.fast and place == 0 else [pytest.mark.slow])
-        for mutant in among
-        for place, name in enumerate(mutant.properties.split())
-    ]
-    return pytest.mark.parametrize(("mutant", "name"), cases)
-
-
-def is_proved(name: str) -> None:
-    (item,) = select([name])
-    (outcome,) = run([item])
-    assert outcome.verdict == ("bounded" if item.bounded else "proved"), outcome
-
-
-def fails_on(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run from an initial state breaks a claim of the contract, in `CYCLES` unless "pdr" looks for it; invariants are not asked for."""
-    mutated(mutant, monkeypatch)
-    (item,) = select([name])
-    depth = item.depth if item.bounded else CYCLES
-    result = bench.prove(item.bench(), depth, engine=item.engine, bounded=True, among=mutant.claim)
-    assert result.verdict == "refuted", f"survived: {mutant.what}"
-    print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
-
-
-def each_fails_on_some(properties: Iterable[Property], among: Sequence[Mutant]) -> None:
-    assert {item.name for item in properties} == {name for mutant in among for name in mutant.properties.split()}
+def _slow(slow: bool) -> list[Any]:
+    return [pytest.mark.slow] if slow else []

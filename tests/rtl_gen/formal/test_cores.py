@@ -10,7 +10,7 @@ import torch
 from casc_hw.spiking import SpikingNet
 from rtl_gen.formal import bench
 from rtl_gen.formal.cores import COUNT, PROPERTIES, SPIKE, Tiny, core
-from tests.rtl_gen.formal.mutants import Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
 READOUT, NEURONS = "rtl_gen.gates.readout", "rtl_gen.gates.neurons"
 MUTANTS = [
@@ -35,19 +35,7 @@ MUTANTS = [
     Mutant("no biases in count code", NEURONS, "x * spec.gain + constant.bias", "x * spec.gain", "core-count"),
 ]
 
-
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestCores = properties_of(PROPERTIES, MUTANTS)
 
 
 @pytest.mark.parametrize("case", [COUNT, SPIKE], ids=["count", "spike"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from rtl_gen.formal.neurons import PROPERTIES
-from tests.rtl_gen.formal.mutants import BOUNDS, Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
-NEURONS, FORMAL = "rtl_gen.gates.neurons", "rtl_gen.formal.neurons"
+NEURONS, FORMAL, BOUNDS = "rtl_gen.gates.neurons", "rtl_gen.formal.neurons", "casc_hw.intervals"
 DIVIDERS = "divider-three divider-seven divider-eight"
 MUTANTS = [
     Mutant(
@@ -105,16 +103,4 @@ MUTANTS = [
     Mutant("a long division", NEURONS, "fits = ~less[-1]", "fits = less > 0", "divider-fifteen"),
 ]
 
-
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestNeurons = properties_of(PROPERTIES, MUTANTS)

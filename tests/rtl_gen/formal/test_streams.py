@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from rtl_gen.formal.streams import PROPERTIES
-from tests.rtl_gen.formal.mutants import Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
 STREAMS, REPLAY = "rtl_gen.gates.streams", "rtl_gen.gates.replay"
 MUTANTS = [
@@ -72,16 +70,4 @@ MUTANTS = [
     Mutant("a long queue", STREAMS, "fifo.r_en.eq(skid.i.ready)", "fifo.r_en.eq(1)", "queue-16"),
 ]
 
-
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestStreams = properties_of(PROPERTIES, MUTANTS)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from rtl_gen.formal.walks import PROPERTIES
-from tests.rtl_gen.formal.mutants import Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
 WALK = "rtl_gen.gates.walk"
 MUTANTS = [
@@ -99,16 +97,4 @@ MUTANTS = [
     Mutant("an event is lost if it must wait", WALK, "lost | (here & self.o.ready)", "lost | here", "walk-3x3", "given on"),
 ]
 
-
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestWalks = properties_of(PROPERTIES, MUTANTS)
