@@ -67,13 +67,9 @@ def core(case: Tiny, patience: int, images: int = 1, *, cover: bool = False) -> 
     """
     assert images in (1, 2)
     spec = case.spec()
-    bench, dut = Bench(), core_gates.Core(spec)
+    bench, dut = Bench(), core_gates.Core(spec, tickets=TICKETS)
     m = bench.m
-    room, core_gates.TICKETS = core_gates.TICKETS, TICKETS
-    try:
-        bench.part("dut", dut)
-    finally:
-        core_gates.TICKETS = room
+    bench.part("dut", dut)
     pixels, result = dut.pixels, dut.result
     bench.drive(pixels, "pixels", stable=True)
     bench.take(result, "result")

@@ -26,7 +26,7 @@ from rtl_gen.gates.wake import ScheduleSpec, WakeSleep, WakeSpec
 from rtl_gen.gates.walk import Walk
 
 TICKETS = 64
-"""Images that may be on their way between the pixel reader's mark and their result."""
+"""Of a core that is built, see `Core`."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,12 @@ class Core(wiring.Component):
     weights: In, where weights are loaded: `weight_words`, once; no pixel is taken before.
     stall: In, with ``bench``: one bit for each of `CoreSpec.streams` (see `Throttle`).
     volleys_<layer>: Out, with ``bench``: what the layer's neurons send, and ``fire`` when they do.
+
+    ``tickets``: images that may be on their way between the pixel reader's mark and their result.
     """
 
-    def __init__(self, spec: CoreSpec, *, bench: bool = False):
-        self.spec, self.bench = spec, bench
+    def __init__(self, spec: CoreSpec, *, bench: bool = False, tickets: int = TICKETS):
+        self.spec, self.bench, self.tickets = spec, bench, tickets
         members = {"pixels": In(spec.pixels.signature), "result": Out(WORD), "busy": Out(1), "error": Out(1)}
         if spec.stored:
             members["weights"] = In(WEIGHTS)
@@ -227,7 +229,7 @@ class Core(wiring.Component):
 
         m.submodules.reader = reader = PixelReader(spec.pixels)
         m.submodules.readout = readout = ReadOut(spec.readout)
-        m.submodules.tickets = tickets = SyncFIFOBuffered(width=TICKET.size, depth=TICKETS)
+        m.submodules.tickets = tickets = SyncFIFOBuffered(width=TICKET.size, depth=self.tickets)
         stores: list[Synapses | SerialSynapses] = []  # engines whose weights are loaded
         arriving: dict[tuple[str, int], stream.Interface] = {}  # events by layer and synapses
         over: dict[str, stream.Interface] = {}  # volleys by pool
