@@ -136,8 +136,9 @@ class Bench:
         (work / "weights.json").write_text(json.dumps(self.words))
         save_vectors(net, images, work / "vectors.npz", "count" if spec.counting else "spike")
         started = time.monotonic()
-        flags = tools.verilator_environment().get("MAKEFLAGS", "") if quick else ""
-        with _environment(simulator, **({"MAKEFLAGS": f"{flags} OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0"} if quick else {})):
+        with _environment(simulator):
+            if quick:
+                os.environ["MAKEFLAGS"] = f"{os.environ.get('MAKEFLAGS', '')} OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
             self.runner = get_runner(simulator)
             # cocotb makes every signal public, which keeps Verilator from optimising; only the ports need be.
             control = work / "public.vlt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -37,32 +37,29 @@ class Events:
 
     Members
     -------
-    place: of the event that is offered, in wire order. enter, event, mark: a transfer is taken; it is an event; it is the mark.
-    begins: the transfer that is offered is the step's first.
+    place: of the event that is offered, in wire order. event, mark: one is taken.
     """
 
     def __init__(self, bench: Bench, port: Any, format: EventFormat) -> None:
         m, p = bench.m, port.p
         channels, height, width = format.shape
         bench.drive(port, "i", stable=True)
-        self.place, last, self.begins = Signal(range(format.size)), Signal(range(format.size)), Signal(init=1)
-        flags, self.flags = Signal(3), Cat(p.step.first, p.step.wake, p.step.final)
+        self.place, last, begins = Signal(range(format.size)), Signal(range(format.size)), Signal(init=1)
+        before, flags = Signal(3), Cat(p.step.first, p.step.wake, p.step.final)
         m.d.comb += self.place.eq((p.y * width + p.x) * channels + p.channel)
-        self.enter = port.valid & port.ready
-        self.event, self.mark = self.enter & ~p.mark, self.enter & p.mark
-        with m.If(self.enter):
-            m.d.sync += [self.begins.eq(p.mark), last.eq(self.place), flags.eq(self.flags)]
+        enter = port.valid & port.ready
+        self.event, self.mark = enter & ~p.mark, enter & p.mark
+        with m.If(enter):
+            m.d.sync += [begins.eq(p.mark), last.eq(self.place), before.eq(flags)]
         inside = (p.channel < channels) & (p.x < width) & (p.y < height)
         inside &= (p.value >= format.value.lo) & (p.value <= format.value.hi) & (p.value != 0)
-        bench.assume(~port.valid | p.mark | (inside & (self.begins | (self.place > last))))
-        bench.assume(~port.valid | self.begins | (flags == self.flags))
+        bench.assume(~port.valid | p.mark | (inside & (begins | (self.place > last))))
+        bench.assume(~port.valid | begins | (before == flags))
 
 
-def looked_up(bench: Bench, name: str, index: Any, values: Iterable[int], shape: Any = None) -> Signal:
-    """``values`` at ``index``."""
-    table = list(values)
-    shape = shape or range(min(table), max(max(table) + 1, 2))
-    signal = Signal(shape, name=name)
+def looked_up(bench: Bench, name: str, index: Any, table: Sequence[int]) -> Signal:
+    """The number of ``table`` at ``index``."""
+    signal = Signal(range(min(table), max(max(table) + 1, 2)), name=name)
     bench.m.d.comb += signal.eq(Array(table)[index])
     return signal
 
@@ -84,24 +81,23 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
         [(0, 0)] if geometry.flat else [*product(range(geometry.rows), range(columns))][: (geometry.rows - 1) * columns + geometry.columns]
     )
     cell = Signal(range(max(len(cells), 2)))
+    last = cell == len(cells) - 1
     with m.If(mark):
-        m.d.sync += cell.eq(Mux(p.empty | (cell == len(cells) - 1), 0, cell + 1))
+        m.d.sync += cell.eq(Mux(p.empty | last, 0, cell + 1))
     with m.If(leave):
-        m.d.sync += touched.eq(~(p.mark & (p.empty | (cell == len(cells) - 1))) & (touched | event))
+        m.d.sync += touched.eq(~(p.mark & (p.empty | last)) & (touched | event))
 
     # Where the definition has each source: a neuron that it reaches at (row, column) by the kernel's (row, column).
     rows, at, must = [], [], []
-    for y, x, channel in places(geometry.source):
-        (down, across), (pad_y, pad_x) = geometry.stride, geometry.padding
+    (down, across), (pad_y, pad_x) = geometry.stride, geometry.padding
+    for number, (y, x, channel) in enumerate(places(geometry.source)):
         ways = [] if geometry.flat else reached(geometry, y, x)
         found = {(oy + ky // down, ox + kx // across, ky % down, kx % across) for oy, ox, ky, kx in ways}
         assert len(found) <= 1
         must.append(int(geometry.flat or bool(ways)))
-        phase_y, phase_x = next(iter(found))[2:] if found else ((y + pad_y) % down, (x + pad_x) % across)
-        column = next(iter(found))[1] if found else (x + pad_x) // across
-        rows.append(
-            places(geometry.source).index((y, x, channel)) if geometry.flat else channel * geometry.phases + phase_y * across + phase_x
-        )
+        nowhere = (y, (x + pad_x) // across, (y + pad_y) % down, (x + pad_x) % across)
+        _, column, phase_y, phase_x = next(iter(found), nowhere)
+        rows.append(number if geometry.flat else channel * geometry.phases + phase_y * across + phase_x)
         at.append(0 if geometry.flat else cells.index((y, column)) if (y, column) in cells else len(cells))
     channel_set = [channel * sets // geometry.source[0] for _, _, channel in places(geometry.source)]
     bench.claim("an event that reaches a neuron is given on as it is taken", ~came.event | event | ~looked_up(bench, "must", place, must))
@@ -111,7 +107,6 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     bench.claim("an event has its set", ~o.valid | p.mark | (p.set == looked_up(bench, "set", place, channel_set)))
     bench.claim("an event keeps its value", ~o.valid | p.mark | (p.value == dut.i.p.value))
     bench.claim("a transfer has its step", ~o.valid | (Value.cast(p.step) == Value.cast(dut.i.p.step)))
-    last = cell == len(cells) - 1
     bench.claim("the step's mark is taken with its last cell, or the empty one", came.mark == (mark & (p.empty | (last & dut.i.p.mark))))
     bench.claim("a step ends in its mark only", ~mark | ~(p.empty | last) | came.mark)
     bench.claim("a step is empty if no event was given on", ~o.valid | ~p.mark | (p.empty == (dut.i.p.mark & ~touched)))
