@@ -65,6 +65,14 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return {name: find(name).version for name in names}
 
 
+def run_yosys(script: str, folder: Path) -> None:
+    """Runs yosys' commands ``script`` in ``folder``. Raises RuntimeError where it fails: scripts are ours."""
+    (folder / "script.ys").write_text(script)
+    done = subprocess.run([find("yosys").path, "-q", "script.ys"], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"yosys could not run its script in {folder}: {done.stdout[-2000:]}{done.stderr}")
+
+
 def verilator_environment() -> dict[str, str]:
     """The environment in which ``verilator`` runs and builds: this process's own, changed where the wheel is the one to use.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +62,5 @@ def to_verilog(component: Any, name: str, ports: Sequence[Any] | None = None, *,
         text = leave_collisions_open(text)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "design.il").write_text(text)
-        Path(folder, "design.ys").write_text(_SCRIPT)
-        done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"yosys could not write Verilog: {done.stdout}{done.stderr}")
+        tools.run_yosys(_SCRIPT, Path(folder))
         return Path(folder, "design.v").read_text()

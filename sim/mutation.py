@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,23 +112,13 @@ def name(case: Case) -> str:
     return f"{case.seed}-{case.code}"
 
 
-def _yosys(script: str, folder: Path, stem: str) -> str:
-    """What yosys says of ``script``, run in ``folder``."""
-    (folder / f"{stem}.sc").write_text(script)
-    command = [tools.find("yosys").path, "-s", f"{stem}.sc"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"yosys could not run {stem}.sc: {done.stdout[-2000:]}{done.stderr}")
-    return done.stdout
-
-
 def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[list[Mutant], str]:
     """``count`` mutants (or all there are) of module ``core``, RTLIL ``text``, optimised as one module; and Verilog that has them all.
 
     Not drawn: what is the bench's own, and `CYCLE_BITS`. ``folder`` keeps files that `equivalent` needs.
     """
     (folder / "design.il").write_text(text)
-    _yosys(_FLAT.format(count=3 * count + 20, seed=seed), folder, "flat")
+    tools.run_yosys(_FLAT.format(count=3 * count + 20, seed=seed), folder)
     cells = json.loads((folder / "flat.json").read_text())["modules"]["core"]["cells"]
     mutants: list[Mutant] = []
     for line in (folder / "list.ys").read_text().splitlines():
@@ -137,7 +126,7 @@ def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[li
         if mutant and len(mutants) < count and all(mutant.where != other.where for other in mutants):
             mutants.append(mutant)
     control = "".join(f"mutate -ctrl mutant 16 {mutant.number} -mode {mutant.mode} {mutant.place}\n" for mutant in mutants)
-    _yosys(f"read_rtlil flat.il\n{control}opt_clean\nwrite_verilog -norename design.v\n", folder, "write")
+    tools.run_yosys(f"read_rtlil flat.il\n{control}opt_clean\nwrite_verilog -norename design.v\n", folder)
     return mutants, (folder / "design.v").read_text()
 
 
@@ -225,7 +214,7 @@ def equivalent(mutants: Sequence[Mutant], folder: Path) -> set[Mutant]:
     script = "read_rtlil flat.il\nsetattr -unset init w:*\ndesign -save flat\ndffunmap\nwrite_json gold.json\n"
     for mutant in mutants:
         script += f"design -load flat\nmutate -mode {mutant.mode} {mutant.place}\ndffunmap\nwrite_json gate_{mutant.number}.json\n"
-    _yosys(script, folder, "gates")
+    tools.run_yosys(script, folder)
     _cut(folder / "gold.json", "gold")
     script = "read_json gold.json\ndesign -save gold\n"
     for mutant in mutants:
@@ -235,7 +224,7 @@ def equivalent(mutants: Sequence[Mutant], folder: Path) -> set[Mutant]:
             "hierarchy -top miter\nopt -full miter\n"
             f"tee -q -o proof_{mutant.number}.txt sat -prove trigger 0 -timeout {PROOF_SECONDS} miter\n"
         )
-    _yosys(script, folder, "proofs")
+    tools.run_yosys(script, folder)
     return {mutant for mutant in mutants if "model found: SUCCESS" in (folder / f"proof_{mutant.number}.txt").read_text()}
 
 
