@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from amaranth.hdl import Array, Cat, Mux, Signal
 
 from casc_hw.network import IMAGE, IntegerNet, Layer
@@ -39,6 +38,8 @@ class Tiny:
     beat: int = 1
 
     def net(self) -> IntegerNet:
+        import torch
+
         nodes = (
             Layer.dense("hidden", IMAGE, torch.tensor(self.hidden), torch.tensor(self.biases), torch.tensor(self.thresholds), 8, None),
             Layer.dense("readout", "hidden", torch.tensor(self.readout), torch.tensor(self.offsets), None, 8, 1.0),
