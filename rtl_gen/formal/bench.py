@@ -23,17 +23,22 @@ _SCRIPT = """read_rtlil design.il
 hierarchy -top top
 proc
 flatten
+{upsets}
 memory_collect
 memory_map
 chformal -lower
 dffunmap
+formalff -clk2ff -ff2anyinit
 opt -full
 {engine}
+"""  # as $anyinit, registers that begin at any value are no constants to `opt`
+_SAT = """formalff -anyinit2ff
+tee -q -o {log} sat -tempinduct {half} -prove-asserts -set-assumes -maxsteps {depth} -timeout {timeout} {show} top
 """
-_SAT = "tee -q -o {log} sat -tempinduct {half} -prove-asserts -set-assumes -maxsteps {depth} -timeout {timeout} {show} top"
 
 _PDR = """techmap
 opt -full
+formalff -anyinit2ff
 simplemap
 dffunmap
 simplemap
@@ -61,7 +66,8 @@ Verdict = Literal["proved", "bounded", "refuted", "undecided"]
 class Bench(Elaboratable):
     """A module ``m`` in which ports are free, some cycles are ruled out (`assume`), and claims hold in every cycle (`claim`).
 
-    The clock has no reset: registers and memories begin at their initial values, as they do after configuration.
+    The clock has no reset: registers and memories begin at their initial values, as they do after configuration; registers of parts
+    with ``any_start`` begin at any value, as they may after an upset.
     """
 
     def __init__(self) -> None:
@@ -71,6 +77,8 @@ class Bench(Elaboratable):
         self.inputs: list[Signal] = [sync.clk]
         self.claims: list[tuple[str, bool]] = []
         """Names, and whether each is the part's contract or tells of its inside."""
+        self.upset: list[str] = []
+        """Parts whose registers begin at any value."""
 
     def free(self, name: str, shape: Any = 1) -> Any:
         """A signal of any value in any cycle."""
@@ -129,9 +137,10 @@ class Bench(Elaboratable):
         payload = self.before(port.payload, f"{name}_payload")
         return ~waited | (port.valid & (Value.cast(port.payload) == payload))
 
-    def part(self, name: str, component: Any) -> Inside:
-        """``component`` as a submodule, its inside open."""
+    def part(self, name: str, component: Any, *, any_start: bool = False) -> Inside:
+        """``component`` as a submodule, its inside open; with ``any_start`` its registers begin at any value, reachable or not."""
         inside = Inside(component)
+        self.upset += [name] * any_start
         setattr(self.m.submodules, name, component)
         return inside
 
@@ -264,8 +273,9 @@ def prove(
     """
     claims = bench.assert_claims(among)
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
+    upsets = "\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset)
     if engine == "pdr":
-        status = _yosys(text, _PDR, "status", {"pdr.abc": _ABC.format(timeout=timeout), "inverter.il": _INVERTER})
+        status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": _ABC.format(timeout=timeout), "inverter.il": _INVERTER})
         if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
             raise RuntimeError(f"yosys has not looked at the claims: {status[:400]}")
         if found[1] != "SAT":
@@ -274,13 +284,13 @@ def prove(
     show = " ".join(f"-show {signal}" for signal in claims)
     half = "-tempinduct-baseonly" if bounded else ""
     sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)
-    return _read(_yosys(text, sat, "sat.log"), claims, depth, bounded)
+    return _read(_yosys(text, upsets, sat, "sat.log"), claims, depth, bounded)
 
 
-def _yosys(text: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
+def _yosys(text: str, upsets: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
     """What the script ``engine``, which finds ``files`` beside it, writes to ``writes`` about the RTLIL ``text``."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in {"design.il": text, "design.ys": _SCRIPT.format(engine=engine), **(files or {})}.items():
+        for name, content in {"design.il": text, "design.ys": _SCRIPT.format(upsets=upsets, engine=engine), **(files or {})}.items():
             Path(folder, name).write_text(content)
         done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
         log = Path(folder, writes)
