@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from casc_hw.errors import CascError
-from rtl_gen.formal import bench, cores, neurons, streams, uart, walks
+from rtl_gen.formal import bench, cores, link, neurons, streams, uart, walks
 from rtl_gen.formal.bench import Engine, Property, Verdict
 
 ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
@@ -39,7 +39,14 @@ class Outcome:
         return asdict(self) | {"unbounded": self.verdict == "proved"}
 
 
-PROPERTIES: tuple[Property, ...] = (*neurons.PROPERTIES, *streams.PROPERTIES, *walks.PROPERTIES, *cores.PROPERTIES, *uart.PROPERTIES)
+PROPERTIES: tuple[Property, ...] = (
+    *neurons.PROPERTIES,
+    *streams.PROPERTIES,
+    *walks.PROPERTIES,
+    *cores.PROPERTIES,
+    *uart.PROPERTIES,
+    *link.PROPERTIES,
+)
 
 
 def select(only: Iterable[str] = (), fast: bool = False) -> list[Property]:
