@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Mux, Signal, Value
 
 from rtl_gen.formal.bench import Bench, Property
@@ -172,7 +174,7 @@ PROPERTIES = (
             f"reader-{pixels}x{banks}",
             "RequestReader: from any state, behind the first frame's end, each frame is owed the answer that the protocol says, a good "
             f"image lies in its bank, each pixel in its place, and nothing else is written ({pixels} pixels, banks: {banks})",
-            lambda pixels=pixels, banks=banks: reader(pixels, banks),
+            partial(reader, pixels, banks),
             engine="pdr",
         )
         for pixels, banks in ((1, 1), (2, 2), (3, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from amaranth.hdl import Array, Const, Mux, Signal, Value
 
 from rtl_gen.formal.bench import Bench, Inside, Property
@@ -113,7 +115,7 @@ PROPERTIES = (
         Property(
             f"uart-rests-{divisor}",
             f"UartReceiver: from any state, after eleven bits of high line it waits for a start bit ({divisor} cycles a bit)",
-            lambda divisor=divisor: receiver_rests(divisor),
+            partial(receiver_rests, divisor),
             engine="pdr",
             fast=divisor != 10,
         )
@@ -124,7 +126,7 @@ PROPERTIES = (
             f"uart-receiver-{divisor}",
             "UartReceiver: from any state that waits for a start bit, bytes are received as they were, once, if edges are "
             f"at most {divisor // 2 - 1} of {divisor} cycles off; one that finds the one before untaken is lost, and told of; offers stand",
-            lambda divisor=divisor: receiver(divisor),
+            partial(receiver, divisor),
             engine="pdr",
             fast=False,
         )
@@ -135,7 +137,7 @@ PROPERTIES = (
             f"uart-transmitter-{divisor}",
             "UartTransmitter: from any state of its registers, a byte is taken in time, and the line is the bits of those taken, in order, "
             f"each {divisor} cycles",
-            lambda divisor=divisor: transmitter(divisor),
+            partial(transmitter, divisor),
             engine="pdr",
             fast=divisor == 4,
         )

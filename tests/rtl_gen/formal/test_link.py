@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from amaranth.hdl import Const
 from amaranth.lib.crc.catalog import CRC16_IBM_3740
 from amaranth.sim import Simulator
 
 from rtl_gen.formal.bench import Bench
 from rtl_gen.formal.link import PROPERTIES, checked
-from tests.rtl_gen.formal.mutants import Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
 FRAME, LINK = "rtl_gen.gates.frame", "rtl_gen.gates.link"
 READERS = "reader-2x2 reader-3x2 reader-1x1"
@@ -59,18 +58,7 @@ MUTANTS = [
 ]
 
 
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestLink = properties_of(PROPERTIES, MUTANTS)
 
 
 def test_the_benches_crc_is_the_catalogue_s() -> None:

@@ -8,7 +8,7 @@ from amaranth.lib import wiring
 
 from rtl_gen.formal.bench import Bench, Engine, prove
 from rtl_gen.formal.uart import PROPERTIES
-from tests.rtl_gen.formal.mutants import Mutant, each_fails_on_some, fails_on, is_proved, mutants, proofs
+from tests.rtl_gen.formal.mutants import Mutant, properties_of
 
 UART = "rtl_gen.gates.uart"
 RECEIVE, SEND = "uart-receiver-4 uart-receiver-5 uart-receiver-7", "uart-transmitter-4 uart-transmitter-5 uart-transmitter-7"
@@ -35,18 +35,7 @@ MUTANTS = [
 ]
 
 
-@proofs(PROPERTIES)
-def test_is_proved(name: str) -> None:
-    is_proved(name)
-
-
-@mutants(MUTANTS)
-def test_fails_on_a_mutant(mutant: Mutant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_on(mutant, name, monkeypatch)
-
-
-def test_every_property_fails_on_some_mutant() -> None:
-    each_fails_on_some(PROPERTIES, MUTANTS)
+TestUart = properties_of(PROPERTIES, MUTANTS)
 
 
 class _Trap(wiring.Component):
