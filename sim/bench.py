@@ -129,10 +129,11 @@ class LayerCheck:
 
         if tap.counting:  # a single step for each image
             self.expected = in_wire_order(vectors[f"counts_{layer}"])[None]
-            self.busy = None
+            busy = [vectors[f"counts_{index}"] for index in tap.before]
         else:
             self.expected = in_wire_order(vectors[f"spikes_{layer}"])
-            self.busy = np.any([vectors[f"spikes_{index}"].any(2) for index in tap.before], axis=0)
+            busy = [vectors[f"spikes_{index}"] for index in tap.before]
+        self.busy = np.any([values.any(-1) for values in busy], axis=0).reshape(self.expected.shape[:2])
         self.size = channels * height * width
         self.image = 0
         self.steps = self._steps()
@@ -155,7 +156,7 @@ class LayerCheck:
                 part, x, y = place
                 self._values(part, x, y, rest)
         if mark:
-            self._step(wake=bool(step >> 1 & 1), active=bool(step >> 3 & 1), empty=bool(empty))
+            self._step({name: bool(step >> bit & 1) for bit, name in enumerate(("first", "wake", "final", "active"))}, bool(empty))
 
     def _values(self, part: int, x: int, y: int, rest: int) -> None:
         channels, _, width = self.tap.shape
@@ -172,8 +173,9 @@ class LayerCheck:
             elif value or self.tap.cumulative:
                 self.got[first + channel] = value
 
-    def _step(self, wake: bool, active: bool, empty: bool) -> None:
+    def _step(self, flags: dict[str, bool], empty: bool) -> None:
         got, self.got = self.got, {}
+        wake, active = flags["wake"], flags["active"]
         if not self.tap.counting and not wake and (not self.steps or self.wake[self.steps[0]]):
             # sent ahead of the verdict that ended the sleep
             moved = [place for place, value in got.items() if value != (self.rested[place] if self.tap.cumulative else 0)]
@@ -194,12 +196,15 @@ class LayerCheck:
             self.counts += row
         if list(got) != sorted(got):
             self.outcome.mismatch(f"{where}: neurons out of order")
-        if not self.tap.counting:
-            assert self.busy is not None
-            if wake != self.wake[number]:
-                self.outcome.mismatch(f"{where}: got a {'wake' if wake else 'sleep'} step, expected the other")
-            if active != self.busy[number, self.image]:
-                self.outcome.mismatch(f"{where}: got active={active}, expected {not active}")
+        flags_due = {
+            "first": number == 0,
+            "wake": self.wake[number],
+            "final": not self.wake[number + 1 :].any(),
+            "active": self.busy[number, self.image],
+        }
+        for name, due in flags_due.items():
+            if flags[name] != due:
+                self.outcome.mismatch(f"{where}: got {name}={flags[name]}, expected {not flags[name]}")
         wrong = np.flatnonzero(values != row)
         if len(wrong):
             channels, _, width = self.tap.shape

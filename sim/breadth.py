@@ -30,6 +30,7 @@ FIXED: Mapping[str, tuple[int, ...]] = {
     "layers": (1, 2, 3, 4),
     "size": (1, 2, 3, 5),
     "levels": (1, 2, 3, 4, 8),
+    "margin": (1, 2),
     "bits": (2, 4),
     "input_max": (1, 16),
     "lanes": (1, 2),
@@ -63,13 +64,13 @@ def _lanes(net: IntegerNet, chance: random.Random, most: int) -> list[Lanes]:
 def draw_case(seed: int, code: Code = "spike", **fixed: int) -> tuple[IntegerNet, CoreSpec]:
     """A network (a chain of dense layers where ``seed`` is even, else a graph) and its gates, with lanes drawn at random.
 
-    ``fixed``: some of `FIXED`: spiking layers; most neurons of a layer (of a graph: the side of an image); T; bits of weights; the
-    brightest pixel; most lanes; pixels a transfer; depth of queues. What is given is not drawn, and the rest as it would be without.
+    ``fixed``: some of `FIXED`: spiking layers; most neurons of a layer (of a graph: the side of an image); T; wake steps before a
+    sleep; bits of weights; the brightest pixel; most lanes; pixels a transfer; depth of queues. What is given is not drawn, and the rest as it would be without.
     """
     chance = random.Random(seed)
     levels = chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 16))
     if seed % 2:
-        given: dict[str, Any] = {of: fixed[of] for of in ("layers", "levels", "bits", "input_max") if of in fixed}
+        given: dict[str, Any] = {of: fixed[of] for of in ("layers", "levels", "margin", "bits", "input_max") if of in fixed}
         if "size" in fixed:
             given["input_shape"] = (1, fixed["size"], fixed["size"])
         net = random_graph(seed, **given)
@@ -78,10 +79,11 @@ def draw_case(seed: int, code: Code = "spike", **fixed: int) -> tuple[IntegerNet
     else:
         sizes = [chance.choice((1, 2, 3, 5, 5, 7, 7, 8, 9, 11, 13)) for _ in range(chance.choice((3, 4, 5, 5)))]
         levels = fixed.get("levels", levels)
+        margin = chance.choice((levels, chance.randint(-(-levels // 4), levels)))
         net = random_chain(
             [min(size, fixed.get("size", size)) for size in sizes[: 2 + fixed.get("layers", len(sizes))]],
             levels=levels,
-            margin=chance.choice((levels, chance.randint(-(-levels // 4), levels))),
+            margin=fixed.get("margin", margin),
             sleep=chance.choice((None, None, None, None, None, None, 0, 1, 3)),
             bits=fixed.get("bits", chance.choice((2, 3, 4, 6, 8))),
             input_max=fixed.get("input_max", chance.choice((1, 16, 100, 255))),
