@@ -469,12 +469,12 @@ def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, lea
     Examples:
       python -m rtl_gen mutate
       python -m rtl_gen mutate --count 80 --seed 1 --json
-      python -m rtl_gen mutate --only 6-spike --mutant 3
+      python -m rtl_gen mutate --only dense-spike --mutant 3
     """
-    from sim.mutation import DESIGNS, name, rate
+    from sim.mutation import DESIGNS, rate
     from sim.mutation import run as run_mutants
 
-    known = {name(case): case for case in DESIGNS}
+    known = {design.name: design for design in DESIGNS}
     if unknown := [of for of in only if of not in known]:
         raise CascError(f"only: {unknown[0]!r} is not one of {', '.join(known)}; name one of them")
     if number is not None and len(only) != 1:
@@ -488,11 +488,11 @@ def mutate(count: int, seed: int, only: tuple[str, ...], number: int | None, lea
         raise CascError(f"mutant: {number} is not one of the {share} of {only[0]}; choose a smaller one")
     outcomes = ("wrong", "silent", "slow", "equivalent", "survived")
     rows: dict[str, list[Any]] = {}
-    for label, chosen in [(name(case), [of for of in verdicts if of.mutant.case == case]) for case in designs] + [("all", verdicts)]:
+    for label, chosen in [(of.name, [v for v in verdicts if v.mutant.design == of.name]) for of in designs] + [("all", verdicts)]:
         rows[label] = [len(chosen), *(sum(of.outcome == outcome for of in chosen) for outcome in outcomes), round(100 * rate(chosen), 1)]
 
     def again(of: Any) -> str:
-        return f"python -m rtl_gen mutate --count {count} --seed {seed} --only {name(of.mutant.case)} --mutant {of.mutant.number}"
+        return f"python -m rtl_gen mutate --count {count} --seed {seed} --only {of.mutant.design} --mutant {of.mutant.number}"
 
     if as_json:
         fields = ("mutants", *outcomes, "killed_percent")

@@ -1,12 +1,13 @@
 """Automatic mutants of the gates: yosys spoils a bit of a cell's port, and the bench has to notice.
 
-``python -m rtl_gen mutate`` draws them over some of `sim.breadth`'s cases. All mutants of a design are compiled into one simulation,
+``python -m rtl_gen mutate`` draws them over some designs. All mutants of a design are compiled into one simulation,
 whose port ``mutant`` turns one of them on (0: none). Those that no stimulus tells from the original are compared with it by proof.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +17,87 @@ from typing import Any, Literal
 from amaranth.back import rtlil
 
 from casc_hw.errors import CascError
+from casc_hw.network import IMAGE, IntegerNet
 from rtl_gen import tools
 from rtl_gen.gates.core import Core, CoreSpec
+from rtl_gen.lower import Code, Lanes, core_spec
 from rtl_gen.verilog import leave_collisions_open
 from sim.bench import Outcome
-from sim.breadth import Case, draw_case
-from sim.random_nets import random_images
+from sim.random_nets import Builder, random_images
 from sim.runner import Bench
 
-_SMALL = (("bits", 3), ("input_max", 16))
-DESIGNS: tuple[Case, ...] = (
-    Case(6, "spike", fixed=_SMALL),
-    Case(12, "spike", fixed=_SMALL),
-    Case(15, "spike"),
-    Case(29, "spike", fixed=_SMALL),
-    Case(12, "count", fixed=_SMALL),
-    Case(21, "count", fixed=_SMALL),
+
+@dataclass(frozen=True)
+class Design:
+    """A network of which all bits of the gates have something to do, as far as can be: T = 3 takes all two bits of a count, pixels all
+    values that they can have, channels fill lanes, and wakes and sleeps come in turn.
+
+    Attributes
+    ----------
+    name: for ``--only``.
+    code: spike or count.
+    shape: of the image.
+    nodes: adds the network's to a builder.
+    lanes: of the layers.
+    sleep: as in `casc_hw.IntegerNet`.
+    beat: pixels a transfer.
+    """
+
+    name: str
+    code: Code
+    shape: tuple[int, int, int]
+    nodes: Callable[[Builder], None]
+    lanes: tuple[Lanes, ...]
+    sleep: int | None = None
+    beat: int = 2
+
+    def build(self) -> tuple[IntegerNet, CoreSpec]:
+        """The network and its gates."""
+        builder = Builder(random.Random(self.name), {"levels": 3, "input_max": 3, "bits": 3, "input_shape": self.shape})
+        self.nodes(builder)
+        net = builder.net(self.name, 2, self.sleep)
+        return net, core_spec(net, self.lanes, self.beat, self.code, queue=8)
+
+
+def _dense(net: Builder) -> None:
+    net.spiking("one", [net.dense(IMAGE, 4)])
+    net.spiking("two", [net.dense("one", 4)])
+    net.output([net.dense("two", 4)])
+
+
+def _maps(net: Builder) -> None:
+    net.spiking("one", [net.convolve(IMAGE, 4, (3, 3), (1, 1), (1, 1), 1)])
+    net.pool("pool", "one", "max", (2, 2), (2, 2), (0, 0))
+    net.spiking("two", [net.convolve("pool", 4, (3, 3), (1, 1), (1, 1), 2)])
+    net.output([net.dense("two", 2)])
+
+
+def _averages(net: Builder) -> None:
+    net.spiking("one", [net.convolve(IMAGE, 2, (2, 2), (2, 2), (0, 0), 1)])
+    net.pool("pool", "one", "average", (2, 2), (1, 1), (1, 1))
+    net.spiking("two", [net.convolve("pool", 4, (3, 2), (1, 2), (0, 1), 1)])
+    net.output([net.dense("two", 4)])
+
+
+def _shortcut(net: Builder) -> None:
+    net.spiking("one", [net.convolve(IMAGE, 2, (1, 1), (1, 1), (0, 0), 1)])
+    net.spiking("two", [net.convolve("one", 2, (3, 3), (1, 1), (1, 1), 1)])
+    net.spiking("three", [net.convolve("two", 2, (2, 2), (2, 2), (0, 0), 1), net.convolve("one", 2, (2, 2), (2, 2), (0, 0), 1)])
+    net.output([net.dense("three", 2)])
+
+
+DESIGNS: tuple[Design, ...] = (
+    Design("dense-spike", "spike", (4, 1, 1), _dense, (Lanes(4, 2), Lanes(2, 1), Lanes(2, 2))),
+    Design("dense-count", "count", (4, 1, 1), _dense, (Lanes(2, 2), Lanes(4, 2), Lanes(4, 4))),
+    Design("maps-spike", "spike", (2, 4, 4), _maps, (Lanes(4, 2), Lanes(2, 2), Lanes(2, 1)), 3),
+    Design("maps-count", "count", (2, 4, 4), _maps, (Lanes(2, 2), Lanes(4, 1), Lanes(2, 2)), beat=4),
+    Design("averages-spike", "spike", (1, 8, 8), _averages, (Lanes(2, 2), Lanes(2, 2, "logic"), Lanes(4, 2))),
+    Design("averages-count", "count", (1, 8, 8), _averages, (Lanes(2, 2, serial=True), Lanes(4, 2, "both"), Lanes(2, 2)), beat=4),
+    Design("shortcut-spike", "spike", (2, 4, 4), _shortcut, (Lanes(2, 2), Lanes(2, 2, serial=True), Lanes(2, 2), Lanes(2, 2))),
+    Design("shortcut-count", "count", (2, 4, 4), _shortcut, (Lanes(1, 1), Lanes(2, 2), Lanes(2, 1), Lanes(2, 2)), beat=1),
 )
-"""What is mutated: chains and graphs in both codes, bounded sleep, several wakes, pools of both kinds, sums, engines a tap at a time,
-several passes, lanes and parts, pixels wider than their maximum. Thresholds are small, such that the lowest bits tell, and no layer is
-always silent."""
+"""What is mutated: flat layers and maps, pools of both kinds, sums, a queue, engines a tap at a time, several passes, chunks and parts,
+both codes, sleep until silence and bounded."""
 IMAGES = 120
 STALLS = (0.0, 0.5)
 CYCLE_BITS = 10
@@ -73,14 +135,14 @@ class Mutant:
 
     Attributes
     ----------
-    case: whose gates.
-    number: 1 to the count of the case's mutants.
+    design: the name of the `Design` that is changed.
+    number: 1 to the count of the design's mutants.
     mode: of yosys' ``mutate``: inv, const0, const1, cnot0 or cnot1 (inverted where another bit is 0, 1).
     place: the options of ``mutate`` that tell cell, port and bit.
     where: the same in words, with the kind of cell and the net.
     """
 
-    case: Case
+    design: str
     number: int
     mode: str
     place: str
@@ -107,12 +169,7 @@ def rate(verdicts: Collection[Verdict]) -> float:
     return sum(verdict.killed for verdict in left) / len(left) if left else 1.0
 
 
-def name(case: Case) -> str:
-    """As in ``--only``."""
-    return f"{case.seed}-{case.code}"
-
-
-def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[list[Mutant], str]:
+def draw(design: str, text: str, count: int, seed: int, folder: Path) -> tuple[list[Mutant], str]:
     """``count`` mutants (or all there are) of module ``core``, RTLIL ``text``, optimised as one module; and Verilog that has them all.
 
     Not drawn: what is the bench's own, and `CYCLE_BITS`. ``folder`` keeps files that `equivalent` needs.
@@ -122,7 +179,7 @@ def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[li
     cells = json.loads((folder / "flat.json").read_text())["modules"]["core"]["cells"]
     mutants: list[Mutant] = []
     for line in (folder / "list.ys").read_text().splitlines():
-        mutant = parse(case, len(mutants) + 1, line, cells)
+        mutant = parse(design, len(mutants) + 1, line, cells)
         if mutant and len(mutants) < count and all(mutant.where != other.where for other in mutants):
             mutants.append(mutant)
     control = "".join(f"mutate -ctrl mutant 16 {mutant.number} -mode {mutant.mode} {mutant.place}\n" for mutant in mutants)
@@ -130,7 +187,7 @@ def draw(case: Case, text: str, count: int, seed: int, folder: Path) -> tuple[li
     return mutants, (folder / "design.v").read_text()
 
 
-def parse(case: Case, number: int, line: str, cells: Mapping[str, Any]) -> Mutant | None:
+def parse(design: str, number: int, line: str, cells: Mapping[str, Any]) -> Mutant | None:
     """The mutant of a ``line`` of ``mutate -list``, ``cells`` as yosys' JSON has them; None: it is not one to be drawn."""
     found = _FIELDS.search(line)
     if not found:
@@ -148,7 +205,7 @@ def parse(case: Case, number: int, line: str, cells: Mapping[str, Any]) -> Mutan
     if found["control"]:
         place += f" -ctrlbit {found['control']}"
     net = f" ({wire}[{found['wirebit']}])" if wire else ""
-    return Mutant(case, number, found["mode"], place, f"{found['mode']} {cell['type']} {found['cell']}.{found['port']}[{bit}]{net}")
+    return Mutant(design, number, found["mode"], place, f"{found['mode']} {cell['type']} {found['cell']}.{found['port']}[{bit}]{net}")
 
 
 def judge(mutant: Mutant, without: Sequence[Outcome], got: Sequence[Outcome | None]) -> Verdict:
@@ -167,41 +224,41 @@ def run(
     count: int,
     seed: int,
     work: Path,
-    designs: Sequence[Case] = DESIGNS,
+    designs: Sequence[Design] = DESIGNS,
     number: int | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Verdict]:
     """The verdicts of ``count`` mutants of each design, or of the one with ``number``; files go below ``work``."""
-    for case in designs:
-        folder = work / name(case)
+    for design in designs:
+        folder = work / design.name
         folder.mkdir(parents=True, exist_ok=True)
-        tell(f"{name(case)}: drawing mutants")
-        net, spec = draw_case(case.seed, case.code, **dict(case.fixed))
-        mutants, verilog = draw(case, design(spec), count, seed, folder)
-        images = random_images(net, IMAGES, case.seed)
+        tell(f"{design.name}: drawing mutants")
+        net, spec = design.build()
+        mutants, verilog = draw(design.name, rtlil_of(spec), count, seed, folder)
+        images = random_images(net, IMAGES)
         images[2::4, images.shape[1] // 2 :] = 0  # those that `sim.bench` cuts short
-        tell(f"{name(case)}: compiling")
+        tell(f"{design.name}: compiling")
         bench = Bench(net, spec, images, (work / "bench").resolve(), verilog, quick=True)  # one for all: its objects are compiled once
         left = [mutant for mutant in mutants if number in (None, mutant.number)]
         without: list[Outcome] = []
         got: dict[Mutant, list[Outcome | None]] = {mutant: [] for mutant in left}
         for stall in STALLS:
-            tell(f"{name(case)}: {len(left)} mutants, stall {stall:g}")
-            first, *outcomes, last = bench.mutants([0, *(of.number for of in left), 0], stall, case.seed)
+            tell(f"{design.name}: {len(left)} mutants, stall {stall:g}")
+            first, *outcomes, last = bench.mutants([0, *(of.number for of in left), 0], stall, seed)
             if first is None or first.mismatches or last != first:
-                raise CascError(f"mutate: {name(case)} is wrong without a mutant: {first and first.messages[:1]}; report it")
+                raise CascError(f"mutate: {design.name} is wrong without a mutant: {first and first.messages[:1]}; report it")
             without.append(first)
             for mutant, outcome in zip(left, outcomes, strict=True):
                 got[mutant].append(outcome)
             left = [mutant for mutant in left if not judge(mutant, without, got[mutant]).killed]
-        tell(f"{name(case)}: proving of {len(left)} that they are none")
+        tell(f"{design.name}: proving of {len(left)} that they are none")
         proved = equivalent(left, folder)
         for mutant, outcomes in got.items():
             verdict = judge(mutant, without[: len(outcomes)], outcomes)
             yield replace(verdict, outcome="equivalent") if mutant in proved else verdict
 
 
-def design(spec: CoreSpec) -> str:
+def rtlil_of(spec: CoreSpec) -> str:
     """RTLIL of the core of ``spec`` with its bench's ports."""
     return leave_collisions_open(rtlil.convert(Core(spec, bench=True), name="core", emit_src=False))
 

@@ -62,10 +62,15 @@ def random_graph(seed: int, **fixed: Any) -> IntegerNet:
     By chance it has strides, paddings, groups, pools of both kinds, identities, projections, and layers of several sources.
     ``fixed``: ``levels`` 1 to 16, ``margin``, ``sleep`` (None), ``bits``, ``input_max``, ``input_shape``, ``layers`` (spiking ones).
     """
-    return _Builder(random.Random(seed), fixed).build(seed)
+    return Builder(random.Random(seed), fixed).graph(f"random{seed}")
 
 
-class _Builder:
+class Builder:
+    """Nodes one after the other, with random weights, and biases and thresholds at which neurons neither are silent nor saturate.
+
+    ``fixed``: see `random_graph`. A node's source is a name; what is drawn comes from ``chance``.
+    """
+
     def __init__(self, chance: random.Random, fixed: dict[str, Any]):
         self.chance, self.fixed = chance, fixed
         self.levels = fixed.get("levels", chance.choice([1, 2, 3, 4, 5, 7, 8, 16]))
@@ -85,28 +90,25 @@ class _Builder:
         self.unused: list[str] = []
         self.nodes: list[Layer | Pool] = []
 
-    def build(self, seed: int) -> IntegerNet:
+    def graph(self, name: str) -> IntegerNet:
+        """Nodes at random."""
         chance = self.chance
         self.layer("layer1", IMAGE)
         for index in range(2, self.fixed.get("layers", chance.randrange(1, 6)) + 1):
             if chance.random() < 0.5:
-                self.pool(f"pool{index - 1}")
+                self.some_pool(f"pool{index - 1}")
                 if chance.random() < 0.2:
-                    self.pool(f"pool{index - 1}b")
+                    self.some_pool(f"pool{index - 1}b")
             self.layer(f"layer{index}", self.unused[-1])
         if chance.random() < 0.5:
-            self.pool("pool")
+            self.some_pool("pool")
         self.readout()
         margin = chance.choice([self.levels, self.levels, chance.randrange(1, self.levels + 1)])
-        return IntegerNet(
-            f"random{seed}",
-            self.levels,
-            self.fixed.get("margin", margin),
-            self.fixed.get("sleep"),
-            self.input_shape,
-            self.input_max,
-            tuple(self.nodes),
-        )
+        return self.net(name, self.fixed.get("margin", margin), self.fixed.get("sleep"))
+
+    def net(self, name: str, margin: int, sleep: int | None) -> IntegerNet:
+        """The network of all nodes so far, the last of which is the read-out."""
+        return IntegerNet(name, self.levels, margin, sleep, self.input_shape, self.input_max, tuple(self.nodes))
 
     # Nodes
 
@@ -130,6 +132,11 @@ class _Builder:
                 gain = self.chance.choice((1, 1, 30)) / self.spans[part.source] / self.levels
                 one = (total.std((0, 2, 3), correction=0) * gain).clamp(1, 1 << 20).long()
                 synapses[index] = Synapses(part.source, one.reshape(-1, 1, 1, 1), int(one.max()).bit_length() + 1, groups=part.groups)
+        self.spiking(name, synapses)
+
+    def spiking(self, name: str, synapses: Sequence[Synapses]) -> None:
+        """A layer of neurons behind ``synapses``."""
+        target = output_shape(synapses[0], self.shapes[synapses[0].source])
         total = torch.stack([self.current(part) for part in synapses]).sum(0)
         spread = total.std((0, 2, 3), correction=0).clamp(min=1)
         middle = total.movedim(1, 0).flatten(1).median(1).values
@@ -139,12 +146,23 @@ class _Builder:
         counts = ((total + self.levels * bias[:, None, None]) / theta[:, None, None]).floor()
         self.values[name] = counts.clamp(0, self.levels)
 
-    def pool(self, name: str) -> None:
+    def some_pool(self, name: str) -> None:
         source = self.unused[-1]
         kind: Literal["average", "max"] = "average" if source in self.averages else self.chance.choice(("average", "max"))
         kernel, stride, padding = self.window(self.shapes[source], (1, 2, 2, 3), (1, 2, 2, 3))
         if self.chance.random() < 0.1:
             kernel, stride, padding = self.shapes[source][1:], (1, 1), (0, 0)
+        self.pool(name, source, kind, kernel, stride, padding)
+
+    def pool(
+        self,
+        name: str,
+        source: str,
+        kind: Literal["average", "max"],
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> None:
         pool = Pool(name, source, kind, kernel, stride, padding)
         self.add(pool, output_shape(pool, self.shapes[source]))
         padded = functional.pad(self.values[source], (padding[1], padding[1], padding[0], padding[0]))
@@ -162,6 +180,10 @@ class _Builder:
             synapses = [self.convolution(self.unused[0])]
         else:
             synapses = [self.dense(source, classes) for source in self.unused]
+        self.output(synapses)
+
+    def output(self, synapses: Sequence[Synapses]) -> None:
+        """The read-out behind ``synapses``."""
         bias = torch.randint(-50, 51, (synapses[0].outputs,), generator=self.draw)
         self.add(Layer("readout", tuple(synapses), bias, None, 100.0), output_shape(synapses[0], self.shapes[synapses[0].source]))
 
@@ -184,10 +206,19 @@ class _Builder:
         same = source != IMAGE and self.chance.random() < 0.4
         return self.convolve(source, self.shapes[source][0] if same else self.chance.choice(CHANNELS), kernel, stride, padding)
 
-    def convolve(self, source: str, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Synapses:
+    def convolve(
+        self,
+        source: str,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int | None = None,
+    ) -> Synapses:
+        """``groups``: at random if None."""
         inputs, bits = self.shapes[source][0], self.bits()
         common = gcd(inputs, outputs)
-        groups = self.chance.choice([1, 1, *(size for size in range(1, common + 1) if common % size == 0)])
+        groups = groups or self.chance.choice([1, 1, *(size for size in range(1, common + 1) if common % size == 0)])
         weight = self.weight(bits, outputs, inputs // groups, *kernel)
         return Synapses(source, weight, bits, stride, padding, groups)
 
@@ -208,7 +239,8 @@ class _Builder:
         if not all(fits):
             return []
         down, across = (self.chance.choice(fit) for fit in fits)
-        return [self.convolve(source, target[0], *zip(down, across, strict=True))]
+        kernel, stride, padding = zip(down, across, strict=True)
+        return [self.convolve(source, target[0], kernel, stride, padding)]
 
     def window(
         self, shape: MapShape, kernels: tuple[int, ...], strides: tuple[int, ...]
