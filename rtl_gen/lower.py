@@ -66,7 +66,8 @@ def core_spec(
             nodes.append(PoolNode(node.name, node.source, spec))
             volleys[node.name] = spec.output
             continue
-        currents = CurrentFormat(net.shapes[node.name], chosen[node.name].neurons, current_width(bound[node.name], code))
+        width = current_width(bound[node.name], code)
+        currents = CurrentFormat(net.shapes[node.name], chosen[node.name].neurons, width, steps=code == "spike")
         neurons = _neurons(net, node, bound[node.name], currents, code)
         if neurons is not None:
             volleys[node.name] = neurons.volleys
@@ -120,7 +121,9 @@ def _inputs(
         image, shape = synapses.source == IMAGE, geometry(net, synapses)
         weights = _weights(synapses, net.shapes[synapses.source])
         kind = SerialSpec if lanes.serial and not shape.flat else SynapsesSpec
-        spec = kind(shape, EventFormat(shape.source, values), currents, lanes.synapses, synapses.bits, weights, lanes.multiplier)
+        events = EventFormat(shape.source, values, currents.steps and not image)
+        given = replace(currents, steps=events.steps)
+        spec = kind(shape, events, given, lanes.synapses, synapses.bits, weights, lanes.multiplier)
         everything = prod(shape.source) + 1
         depth = everything if len(layer.synapses) > 1 else 0 if image or synapses.dense else min(queue, everything)
         yield SynapsesInput(None if image else synapses.source, spec, depth)

@@ -7,7 +7,7 @@ LUT4 with a flip-flop behind: half of the flip-flops find no LUT4 to share one w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from amaranth.hdl import Shape
@@ -157,7 +157,7 @@ def parts(spec: CoreSpec, budget: Budget) -> dict[str | None, Part]:
         if synapses:
             if spec.cumulative(node.name):
                 _difference(part, volleys, events)
-                volleys = VolleyFormat(volleys.shape, volleys.lanes, events.value)
+                volleys = replace(volleys, value=events.value)
             _encoder(part, volleys, events)
             part.add(3 * len(synapses) * (len(synapses) > 1), len(synapses) * (len(synapses) > 1))
     return found

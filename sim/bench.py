@@ -26,7 +26,7 @@ FIRED = 10_000
 
 @dataclass(frozen=True)
 class Tap:
-    """One layer's volleys, lowest bit first: mark, empty, step (4), part, x, y, then ``lanes`` values.
+    """One layer's volleys, lowest bit first: mark, empty, in spike code the step's four flags, part, x, y, then ``lanes`` values.
 
     Attributes
     ----------
@@ -129,11 +129,10 @@ class LayerCheck:
 
         if tap.counting:  # a single step for each image
             self.expected = in_wire_order(vectors[f"counts_{layer}"])[None]
-            busy = [vectors[f"counts_{index}"] for index in tap.before]
+            self.busy = None
         else:
             self.expected = in_wire_order(vectors[f"spikes_{layer}"])
-            busy = [vectors[f"spikes_{index}"] for index in tap.before]
-        self.busy = np.any([values.any(-1) for values in busy], axis=0).reshape(self.expected.shape[:2])
+            self.busy = np.any([vectors[f"spikes_{index}"].any(2) for index in tap.before], axis=0)
         self.size = channels * height * width
         self.image = 0
         self.steps = self._steps()
@@ -146,7 +145,10 @@ class LayerCheck:
 
     def take(self, volley: int) -> None:
         """One transfer."""
-        mark, empty, step, rest = volley & 1, volley >> 1 & 1, volley >> 2 & 15, volley >> 6
+        mark, empty, rest = volley & 1, volley >> 1 & 1, volley >> 2
+        names = () if self.tap.counting else ("first", "wake", "final", "active")
+        flags = {name: bool(rest >> bit & 1) for bit, name in enumerate(names)}
+        rest >>= len(names)
         if not empty:
             place = []
             for bits in self.tap.widths[:3]:
@@ -156,7 +158,7 @@ class LayerCheck:
                 part, x, y = place
                 self._values(part, x, y, rest)
         if mark:
-            self._step({name: bool(step >> bit & 1) for bit, name in enumerate(("first", "wake", "final", "active"))}, bool(empty))
+            self._step(flags, bool(empty))
 
     def _values(self, part: int, x: int, y: int, rest: int) -> None:
         channels, _, width = self.tap.shape
@@ -175,11 +177,10 @@ class LayerCheck:
 
     def _step(self, flags: dict[str, bool], empty: bool) -> None:
         got, self.got = self.got, {}
-        wake, active = flags["wake"], flags["active"]
-        if not self.tap.counting and not wake and (not self.steps or self.wake[self.steps[0]]):
+        if not self.tap.counting and not flags["wake"] and (not self.steps or self.wake[self.steps[0]]):
             # sent ahead of the verdict that ended the sleep
             moved = [place for place, value in got.items() if value != (self.rested[place] if self.tap.cumulative else 0)]
-            if moved or active:
+            if moved or flags["active"]:
                 message = f"layer {self.layer}: {len(moved)} spikes after image {self.image} had come to rest, expected none"
                 self.outcome.mismatch(message, len(moved) or 1)
             return
@@ -196,15 +197,12 @@ class LayerCheck:
             self.counts += row
         if list(got) != sorted(got):
             self.outcome.mismatch(f"{where}: neurons out of order")
-        flags_due = {
-            "first": number == 0,
-            "wake": self.wake[number],
-            "final": not self.wake[number + 1 :].any(),
-            "active": self.busy[number, self.image],
-        }
-        for name, due in flags_due.items():
-            if flags[name] != due:
-                self.outcome.mismatch(f"{where}: got {name}={flags[name]}, expected {not flags[name]}")
+        if self.busy is not None:
+            active = self.busy[number, self.image]
+            due = {"first": number == 0, "wake": self.wake[number], "final": not self.wake[number + 1 :].any(), "active": active}
+            for name, flag in flags.items():
+                if flag != due[name]:
+                    self.outcome.mismatch(f"{where}: got {name}={flag}, expected {not flag}")
         wrong = np.flatnonzero(values != row)
         if len(wrong):
             channels, _, width = self.tap.shape

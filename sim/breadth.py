@@ -65,7 +65,8 @@ def draw_case(seed: int, code: Code = "spike", **fixed: int) -> tuple[IntegerNet
     """A network (a chain of dense layers where ``seed`` is even, else a graph) and its gates, with lanes drawn at random.
 
     ``fixed``: some of `FIXED`: spiking layers; most neurons of a layer (of a graph: the side of an image); T; wake steps before a
-    sleep; bits of weights; the brightest pixel; most lanes; pixels a transfer; depth of queues. What is given is not drawn, and the rest as it would be without.
+    sleep; bits of weights; the brightest pixel; most lanes; pixels a transfer; depth of queues. What is given is not drawn, and the
+    rest as it would be without.
     """
     chance = random.Random(seed)
     levels = chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 from amaranth.hdl import Module, Signal
@@ -81,6 +81,7 @@ class CoreSpec:
             for index, synapses in enumerate(layer.inputs):
                 events = self.pixels.events if synapses.source is None else self.events(synapses.source)
                 currents = self.readout.currents if layer.neurons is None else layer.neurons.currents
+                currents = replace(currents, steps=events.steps)  # those of the image's are told by `WakeSleep`
                 if synapses.spec.events != events or synapses.spec.currents != currents:
                     raise ValueError(f"{layer.name}, synapses {index}: take {synapses.spec.events}, not {events}, or give other currents")
         if [layer.neurons is None for layer in self.layers] != [False] * (len(self.layers) - 1) + [True]:
@@ -128,13 +129,13 @@ class CoreSpec:
         """The events that leave node ``name``: its volleys, or what has changed in them since the step before."""
         volleys = self.volleys(name)
         if not self.cumulative(name):
-            return EventFormat(volleys.shape, volleys.value)
+            return EventFormat(volleys.shape, volleys.value, volleys.steps)
         node = self.by_name[name]
         windows = 1
         while isinstance(node, PoolNode):
             windows *= node.spec.kernel[0] * node.spec.kernel[1] if node.spec.kind == "average" else 1
             node = self.by_name[node.source]
-        return EventFormat(volleys.shape, type(volleys.value)(-windows, windows))
+        return EventFormat(volleys.shape, type(volleys.value)(-windows, windows), volleys.steps)
 
     @cached_property
     def consumers(self) -> dict[str | None, tuple[list[PoolNode], list[tuple[LayerSpec, int]]]]:
@@ -269,7 +270,7 @@ class Core(wiring.Component):
                 if spec.cumulative(node.name):
                     m.submodules[f"{label}_difference"] = difference = Difference(volleys, events.value)
                     wiring.connect(m, said, difference.i)
-                    said, volleys = difference.o, VolleyFormat(volleys.shape, volleys.lanes, events.value)
+                    said, volleys = difference.o, replace(volleys, value=events.value)
                 m.submodules[f"{label}_encoder"] = encoder = SpikeEncoder(volleys)
                 wiring.connect(m, said, encoder.volleys)
                 self._share(m, branch, node.name, encoder.events, arriving)

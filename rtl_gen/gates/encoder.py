@@ -22,7 +22,7 @@ class SpikeEncoder(wiring.Component):
 
     def __init__(self, spec: VolleyFormat):
         self.spec = spec
-        super().__init__({"volleys": In(spec.signature), "events": Out(EventFormat(spec.shape, spec.value).signature)})
+        super().__init__({"volleys": In(spec.signature), "events": Out(EventFormat(spec.shape, spec.value, spec.steps).signature)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -12,7 +12,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import STEP, CurrentFormat, Raster, VolleyFormat, index_bits, rom_attributes
+from rtl_gen.gates.streams import CurrentFormat, Raster, VolleyFormat, index_bits, rom_attributes
 
 LATENCY = 5
 """Cycles from a chunk's entry until a CIF neuron's new state can be read."""
@@ -88,7 +88,8 @@ class NeuronSpec(_ArraySpec):
 
     @property
     def volleys(self) -> VolleyFormat:
-        return VolleyFormat(self.currents.shape, self.currents.lanes, Interval(0, self.levels) if self.cumulative else Interval(-1, 1))
+        value = Interval(0, self.levels) if self.cumulative else Interval(-1, 1)
+        return VolleyFormat(self.currents.shape, self.currents.lanes, value, steps=self.currents.steps)
 
     @property
     def complete(self) -> bool:
@@ -123,7 +124,7 @@ class CountSpec(_ArraySpec):
 
     @property
     def volleys(self) -> VolleyFormat:
-        return VolleyFormat(self.currents.shape, self.currents.lanes, Interval(0, self.levels))
+        return VolleyFormat(self.currents.shape, self.currents.lanes, Interval(0, self.levels), steps=self.currents.steps)
 
     @property
     def complete(self) -> bool:
@@ -177,10 +178,11 @@ class _Array(wiring.Component):
             m.d.sync += start.eq(last)
 
         fields = {"part": place.part, "x": place.x, "y": place.y}
-        layout = data.StructLayout({"on": 1, "skip": 1, "last": 1, "step": STEP, "t": len(t), "chunk": index_bits(spec.currents.chunks)}
-                                   | {name: len(counter) for name, counter in fields.items()})  # fmt: skip
+        step = self.currents.p.step
+        flags = {"on": 1, "skip": 1, "last": 1, "step": step.shape(), "t": len(t), "chunk": index_bits(spec.currents.chunks)}
+        layout = data.StructLayout(flags | {name: len(counter) for name, counter in fields.items()})
         tags = [Signal(layout, name=f"tag_{stage}") for stage in range(spec.latency)]
-        known = {"on": enter, "skip": skip, "last": last, "step": self.currents.p.step, "t": t} | fields
+        known = {"on": enter, "skip": skip, "last": last, "step": step, "t": t} | fields
         m.d.comb += [tags[0][name].eq(value) for name, value in known.items()]
         m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
         m.d.comb += self.busy.eq(Cat(after.on for after in tags[1:]).any())
@@ -196,7 +198,6 @@ class _Array(wiring.Component):
             volley.mark.eq(done.last),
             volley.empty.eq(done.skip),
             spiked.eq(fired.any() & ~done.skip),
-            volley.step.active.eq(done.step.active | spiked | before),
             push.eq(done.on & (done.last | spiked | int(spec.complete))),
             fifo.w_data.eq(volley),
             fifo.w_en.eq(push),
@@ -204,6 +205,8 @@ class _Array(wiring.Component):
             self.volleys.payload.eq(fifo.r_data),
             fifo.r_en.eq(self.volleys.ready),
         ]
+        if spec.currents.steps:
+            m.d.comb += volley.step.active.eq(done.step.active | spiked | before)
         with m.If(done.on):
             m.d.sync += before.eq(~done.last & (before | spiked))
         self._restless(m, done, before | spiked)

@@ -53,7 +53,7 @@ class PixelSpec:
 
     @property
     def events(self) -> EventFormat:
-        return EventFormat(self.shape, Interval(0, self.maximum))
+        return EventFormat(self.shape, Interval(0, self.maximum), steps=False)
 
     @property
     def signature(self) -> stream.Signature:
@@ -64,7 +64,7 @@ class PixelSpec:
 class PixelReader(wiring.Component):
     """Skips zeros: a beat with k pixels that are not zero takes max(1, k) cycles, an image's end two more.
 
-    Each image is one step, first, wake and final: what count code makes of it; in spike code `WakeSleep` plays the steps.
+    Each image is one step: what count code makes of it; in spike code `WakeSleep` plays the steps.
 
     An image ends at ``last``. Beats beyond its size are dropped, missing ones are zero, a pixel above the maximum counts
     as the maximum; each makes the ticket ``malformed``, and the next image starts afresh.
@@ -118,7 +118,6 @@ class PixelReader(wiring.Component):
             events.p.y.eq(y),
             events.p.value.eq(word[lane]),
             events.p.mark.eq(~pending.any()),
-            *(events.p.step[flag].eq(1) for flag in ("first", "wake", "final")),
             events.valid.eq(pending.any() | (ending & ticketed)),
             self.tickets.valid.eq(ending & ~ticketed),
             self.busy.eq((count != 0) | skid.o.valid),

@@ -11,7 +11,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import STEP, Raster, Skid, VolleyFormat, index_bits, place_bits, shape_of
+from rtl_gen.gates.streams import Raster, Skid, VolleyFormat, index_bits, place_bits, shape_of, step_layout
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PoolSpec:
         parts = zip(sizes, self.kernel, self.stride, self.padding, strict=True)
         height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in parts)
         value = self.volleys.value * (self.kernel[0] * self.kernel[1]) if self.kind == "average" else self.volleys.value
-        return VolleyFormat((channels, height, width), self.volleys.lanes, value)
+        return VolleyFormat((channels, height, width), self.volleys.lanes, value, steps=self.volleys.steps)
 
     @property
     def walked(self) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class WindowPool(wiring.Component):
         # it wrote cannot be read yet.
         last_window = (parts - 1) | (columns - 1) << part_bits | (rows - 1) % taps_y << (part_bits + column_bits)
         tag = data.StructLayout(
-            {"touch": 1, "fresh": 1, "complete": 1, "ends": 1, "empty": 1, "step": STEP, "address": range(depth),
+            {"touch": 1, "fresh": 1, "complete": 1, "ends": 1, "empty": 1, "step": step_layout(out.steps), "address": range(depth),
              "values": spec.volleys.layout.members["values"]}
         )  # fmt: skip
         early, late, address, again = Signal(tag), Signal(tag), Signal(range(depth)), Signal(2)
@@ -196,7 +196,7 @@ class Difference(wiring.Component):
 
     def __init__(self, spec: VolleyFormat, value: Interval):
         self.spec, self.value = spec, value
-        super().__init__({"i": In(spec.signature), "o": Out(VolleyFormat(spec.shape, spec.lanes, value).signature)})
+        super().__init__({"i": In(spec.signature), "o": Out(VolleyFormat(spec.shape, spec.lanes, value, steps=spec.steps).signature)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
 from rtl_gen.gates.pixels import TICKET
-from rtl_gen.gates.streams import CurrentFormat, index_bits, rom_attributes
+from rtl_gen.gates.streams import STEP, CurrentFormat, index_bits, rom_attributes
 from rtl_gen.gates.wake import ScheduleSpec
 
 WORD = stream.Signature(data.StructLayout({"data": 32, "last": 1}))
@@ -85,7 +85,8 @@ class ReadOut(wiring.Component):
 
         chunk, part = Signal(index_bits(chunks)), Signal(index_bits(parts))  # part: of its pixel
         next_part = Mux(part == parts - 1, 0, part + 1)
-        step = self.currents.p.step
+        step = Signal(STEP)
+        m.d.comb += step.eq(self.currents.p.step if spec.currents.steps else STEP.const({"first": 1, "wake": 1, "final": 1}))
         slept = Signal(range(schedule.sleep_limit + 1))  # steps of this sleep
         sleeping = Signal(init=1)  # this sleep is not over
         sleep_steps = Signal(16)  # of all sleeps of this image

@@ -9,7 +9,7 @@ channels of a pixel side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from amaranth.hdl import Module, Mux, Shape, Signal, Value, signed, unsigned
@@ -25,6 +25,11 @@ MapShape = tuple[int, int, int]
 
 STEP = data.StructLayout({"first": 1, "wake": 1, "final": 1, "active": 1})
 """A step, told with its ``mark``: the image's first; wake or sleep; no wake step follows; a neuron has spiked in it so far."""
+
+
+def step_layout(steps: bool) -> data.StructLayout:
+    """What a format with ``steps`` tells of a step, `STEP`; where a step is an image there is nothing to tell."""
+    return STEP if steps else data.StructLayout({})
 
 
 def shape_of(interval: Interval) -> Shape:
@@ -51,11 +56,12 @@ def rom_attributes(depth: int) -> dict[str, str]:
 class EventFormat:
     """Events of the sources of a map of ``shape`` with values in ``value``.
 
-    A transfer is either an event (``y``, ``x``, ``channel``, ``value``) or, with ``mark``, the end of a step.
+    A transfer is either an event (``y``, ``x``, ``channel``, ``value``) or, with ``mark``, the end of a step. ``steps``: see `step_layout`.
     """
 
     shape: MapShape
     value: Interval
+    steps: bool = True
 
     @property
     def size(self) -> int:
@@ -67,7 +73,7 @@ class EventFormat:
         return data.StructLayout(
             {
                 "mark": 1,
-                "step": STEP,
+                "step": step_layout(self.steps),
                 "channel": unsigned(place_bits(channels)),
                 "x": unsigned(place_bits(width)),
                 "y": unsigned(place_bits(height)),
@@ -82,10 +88,11 @@ class EventFormat:
 
 @dataclass(frozen=True)
 class _Chunked:
-    """A map of ``shape``, ``lanes`` channels of a pixel at a time; the last chunk of a pixel is padded."""
+    """A map of ``shape``, ``lanes`` channels of a pixel at a time; the last chunk of a pixel is padded. ``steps``: see `step_layout`."""
 
     shape: MapShape
     lanes: int
+    steps: bool = field(default=True, kw_only=True)
 
     @property
     def parts(self) -> int:
@@ -109,7 +116,9 @@ class CurrentFormat(_Chunked):
 
     @property
     def layout(self) -> data.StructLayout:
-        return data.StructLayout({"mark": 1, "empty": 1, "step": STEP, "x": data.ArrayLayout(signed(self.width), self.lanes)})
+        return data.StructLayout(
+            {"mark": 1, "empty": 1, "step": step_layout(self.steps), "x": data.ArrayLayout(signed(self.width), self.lanes)}
+        )
 
     @property
     def signature(self) -> stream.Signature:
@@ -133,7 +142,7 @@ class VolleyFormat(_Chunked):
             {
                 "mark": 1,
                 "empty": 1,
-                "step": STEP,
+                "step": step_layout(self.steps),
                 "part": unsigned(place_bits(self.parts)),
                 "x": unsigned(place_bits(width)),
                 "y": unsigned(place_bits(height)),
@@ -303,7 +312,7 @@ class CurrentSum(wiring.Component):
             both.empty.eq(one.empty & two.empty),
             both.mark.eq(one.mark & two.mark),
             both.step.eq(one.step),
-            both.step.active.eq(one.step.active | two.step.active),
+            *([both.step.active.eq(one.step.active | two.step.active)] if self.spec.steps else []),
             *(x.eq(Mux(one.empty, 0, a) + Mux(two.empty, 0, b)) for x, a, b in zip(both.x, one.x, two.x, strict=True)),
         ]
         wiring.connect(m, skid.o, wiring.flipped(self.o))

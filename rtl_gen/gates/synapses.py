@@ -8,7 +8,7 @@ from itertools import product
 from operator import or_
 from typing import Literal
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
 from rtl_gen.gates.spram import WORDS, WeightStore, WeightStoreSpec
-from rtl_gen.gates.streams import STEP, CurrentFormat, EventFormat, place_bits, rom_attributes
+from rtl_gen.gates.streams import CurrentFormat, EventFormat, place_bits, rom_attributes
 from rtl_gen.gates.walk import HAZARD, CellFormat, Geometry, WalkSpec
 
 CREDITS = 8
@@ -98,7 +98,7 @@ class SynapsesSpec:
 
     @property
     def cells(self) -> CellFormat:
-        return CellFormat(self.geometry, self.sets, self.events.value)
+        return CellFormat(self.geometry, self.sets, self.events.value, self.events.steps)
 
     @property
     def walk(self) -> WalkSpec:
@@ -210,7 +210,8 @@ class Synapses(wiring.Component):
         spec, out, geometry = self.spec, self.spec.currents, self.spec.geometry
         taps_y, taps_x = geometry.taps
         address, row_data = weight_table(m, self, spec)
-        parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": STEP})
+        step = self.currents.p.step.shape()
+        parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": step})
         credit = 1 if geometry.flat else CREDITS
 
         # Issue: a cell's event or mark.
@@ -219,7 +220,7 @@ class Synapses(wiring.Component):
         base = Signal(range(max(spec.row_count, 2)))  # of the chunk's rows, less those of the sets before its own
         credits = Signal(range(credit + 1), init=credit)
         fire, add, mark, send = Signal(), Signal(), Signal(), Signal()
-        sends = cell.mark & (cell.emit | cell.empty)
+        sends = cell.mark if geometry.flat else cell.mark & (cell.emit | cell.empty)
         chunk_set = Signal(place_bits(spec.sets))
         m.d.comb += [
             last_chunk.eq(chunk == spec.passes - 1),
@@ -245,9 +246,9 @@ class Synapses(wiring.Component):
         add = delay(m, add, spec.stages, "add", reset=True)
         send = delay(m, send, spec.stages, "send", reset=True)
         told = {name: shape for name, shape in cell.shape().members.items() if name not in ("mark", "emit", "row", "set", "value")}
-        tag = Signal(data.StructLayout(told | {"chunk": unsigned(len(chunk)), "last_chunk": 1, "mark": 1}))
-        m.d.comb += [getattr(tag, name).eq(getattr(cell, name)) for name in told]
-        m.d.comb += [tag.chunk.eq(chunk), tag.last_chunk.eq(last_chunk), tag.mark.eq(mark)]
+        known = {"chunk": chunk, "mark": mark} | ({"last_chunk": last_chunk} if spec.passes > 1 else {})
+        tag = Signal(data.StructLayout(told | {name: unsigned(len(value)) for name, value in known.items()}))
+        m.d.comb += [*(tag[name].eq(cell[name]) for name in told), *(tag[name].eq(value) for name, value in known.items())]
         early = delay(m, tag, spec.stages - 2, "early", reset=True)  # where the memories are asked for what acts two cycles later
         tag = delay(m, early, 2, "tag", reset=True)
 
@@ -270,9 +271,10 @@ class Synapses(wiring.Component):
         complete, leaving, there = Signal(parcel), Signal(parcel), Signal()
         corner = (taps_y - 1, taps_x - 1)
         m.d.comb += [complete.x[lane].eq(sums[corner, lane]) for lane in range(spec.lanes)]
-        m.d.comb += [complete.empty.eq(tag.empty), complete.end.eq(tag.end & (tag.last_chunk | tag.empty)), complete.step.eq(tag.step)]
+        end = (1 if geometry.flat else tag.end) & (self._last_chunk(tag) | tag.empty)
+        m.d.comb += [complete.empty.eq(tag.empty), complete.end.eq(end), complete.step.eq(tag.step)]
         if geometry.flat:
-            said = Signal.like(Cat(tag.empty, tag.end, tag.step))
+            said = Signal.like(Cat(complete.empty, complete.end, complete.step))
             with m.If(send):
                 m.d.sync += [there.eq(1), said.eq(Cat(complete.empty, complete.end, complete.step))]
             with m.Elif(taken):
@@ -300,6 +302,10 @@ class Synapses(wiring.Component):
             with m.If(last & ~leaving.empty):
                 m.d.sync += whole.eq(Mux(whole == spec.passes - 1, 0, whole + 1))
         return m
+
+    def _last_chunk(self, tag):
+        """Whether the chunk of ``tag`` is a pixel's last."""
+        return tag.last_chunk if self.spec.passes > 1 else Const(1)
 
     def _next_chunk(self, m: Module, chunk: Signal, last_chunk: Signal, base: Signal, chunk_set: Signal) -> None:
         """At a mark: the rows of the next chunk; ``base`` is that of its first row less the sources of the sets before its own."""
@@ -377,7 +383,8 @@ class Synapses(wiring.Component):
         places = max(1 << (place_bits(spec.passes) + place_bits(geometry.target[2])), 2)
         m.submodules.rows = rows = Memory(shape=layout, depth=places, init=[])
         write, read = rows.write_port(), rows.read_port()
-        next_chunk, advances = Mux(early.last_chunk, 0, early.chunk + 1), early.last_chunk
+        advances = self._last_chunk(early)
+        next_chunk = Mux(advances, 0, early.chunk + 1)
         if taps_x > 1:  # the column enters the window of this chunk, to be used in the next cell
             address, top, fresh = Cat(early.chunk, early.enter), early.top, early.fresh
         else:  # the window is the column: that of the next chunk, or of the next cell's first
@@ -405,7 +412,7 @@ class Synapses(wiring.Component):
         moved = {(slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums}
         if taps_x == 1:
             return moved
-        zero = Mux(tag.last_chunk, tag.end, tag.first)
+        zero = Mux(self._last_chunk(tag), tag.end, tag.first)
         if spec.passes == 1:
             return {key: Mux(zero, 0, value) for key, value in moved.items()}
         if spec.passes <= ROTATED:
@@ -424,7 +431,7 @@ class Synapses(wiring.Component):
         write, read = windows.write_port(), windows.read_port()
         held = Signal(layout, reset_less=True)
         m.d.comb += [
-            read.addr.eq(Mux(early.last_chunk, 0, early.chunk + 1)),
+            read.addr.eq(Mux(self._last_chunk(early), 0, early.chunk + 1)),
             write.addr.eq(tag.chunk),
             write.en.eq(tag.mark),
             *(write.data[place].eq(value) for place, value in enumerate(moved.values())),

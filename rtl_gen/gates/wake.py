@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
@@ -59,8 +59,8 @@ class WakeSleep(wiring.Component):
 
     def __init__(self, spec: WakeSpec):
         self.spec = spec
-        signature = spec.currents.signature
-        super().__init__({"i": In(signature), "o": Out(signature), "settled": In(1), "slept": In(1), "busy": Out(1)})
+        image = replace(spec.currents, steps=False)
+        super().__init__({"i": In(image.signature), "o": Out(spec.currents.signature), "settled": In(1), "slept": In(1), "busy": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -9,7 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from casc_hw.fixed import Interval
-from rtl_gen.gates.streams import STEP, EventFormat, MapShape, place_bits, shape_of
+from rtl_gen.gates.streams import EventFormat, MapShape, place_bits, shape_of, step_layout
 
 HAZARD = 3
 """Marks that must lie between the one that puts a column into the row memory and the one that takes it out (see `Synapses`)."""
@@ -101,21 +101,25 @@ class CellFormat:
     ``emit``: the window's last neuron is complete. ``down``: the row completes an output row, partial sums move on by one tap.
     ``keep``: the leaving column is one of the map's. ``leave``, ``enter``: columns that leave and enter the window.
     ``top``, ``fresh``: the entering column is of the first row, and holds nothing yet; is of a row that begins an output row, and
-    its first tap holds nothing. ``own_top``, ``own_fresh``: the same of this cell.
+    its first tap holds nothing. ``own_top``, ``own_fresh``: the same of this cell. Of a flat geometry, a step is one cell, and these
+    flags are not there but for ``empty``. ``steps``: see `step_layout`.
     """
 
     geometry: Geometry
     sets: int
     value: Interval
+    steps: bool = True
 
     @property
     def layout(self) -> data.StructLayout:
         column = unsigned(place_bits(self.geometry.target[2]))
-        flags = ("mark", "empty", "first", "end", "emit", "down", "keep", "top", "fresh", "own_top", "own_fresh")
+        flags = ["mark", "empty"]
+        if not self.geometry.flat:
+            flags += ["first", "end", "emit", "down", "keep", "top", "fresh", "own_top", "own_fresh"]
         return data.StructLayout(
             dict.fromkeys(flags, 1)
             | {
-                "step": STEP,
+                "step": step_layout(self.steps),
                 "leave": column,
                 "enter": column,
                 "row": unsigned(place_bits(self.geometry.sources)),
@@ -169,7 +173,6 @@ class Walk(wiring.Component):
             m.d.comb += out.row.eq(event.channel + channels * (event.x + width * event.y))
             touched = Signal()
             m.d.comb += [
-                *(getattr(out, flag).eq(1) for flag in ("first", "end", "emit", "down", "keep", "top", "fresh", "own_top", "own_fresh")),
                 out.mark.eq(event.mark),
                 out.empty.eq(event.mark & ~touched),
                 self.o.valid.eq(self.i.valid),

@@ -91,9 +91,9 @@ def test_vcd(net: IntegerNet, spec: CoreSpec, images: torch.Tensor, work: Path, 
 def test_a_volley_beside_the_map_is_told() -> None:
     outcome, vectors = Outcome(), {"wake": np.ones(1, bool), "active": np.ones((1, 1), bool), "counts_0": np.zeros((1, 3), int)}
     layer = LayerCheck(0, vectors, Tap((1, 1, 3), 1, (0, 2, 0, 2), False, False, True, (0,)), outcome)
-    layer.take(2 << 6)
+    layer.take(2 << 2)
     assert not outcome.messages
-    layer.take(3 << 6 | 1 << 8)
+    layer.take(3 << 2 | 1 << 4)
     assert "(y, x) = (0, 3), which is not on the map" in outcome.messages[0]
 
 
