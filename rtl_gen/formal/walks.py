@@ -113,10 +113,7 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     bench.claim("an empty step has no cells", ~o.valid | ~p.mark | ~p.empty | (cell == 0))
     bench.claim("what is offered and taken moves something", ~dut.i.valid | ~o.ready | dut.i.ready | o.valid)
     bench.claim("an offer stands until it is taken", bench.stands(o, "o"))
-    told = {flag: [1] for flag in ("first", "end", "emit", "down", "keep", "top", "fresh", "own_top", "own_fresh")}
-    if not geometry.flat:
-        told = _flags(geometry, cells)
-    for flag, values in told.items():
+    for flag, values in ({} if geometry.flat else _flags(geometry, cells)).items():
         right = getattr(p, flag) == looked_up(bench, f"told_{flag}", cell, values)
         bench.claim(f"a cell's flags: {flag}", ~o.valid | ~p.mark | Mux(p.empty, p.end if flag == "end" else 1, right))
     if not geometry.flat:
