@@ -62,28 +62,28 @@ class Design:
 def _dense(net: Builder) -> None:
     net.spiking("one", [net.dense(IMAGE, 4)])
     net.spiking("two", [net.dense("one", 4)])
-    net.output([net.dense("two", 4)])
+    net.output([net.dense("two", 4)], 4)
 
 
 def _maps(net: Builder) -> None:
     net.spiking("one", [net.convolve(IMAGE, 4, (3, 3), (1, 1), (1, 1), 1)])
     net.pool("pool", "one", "max", (2, 2), (2, 2), (0, 0))
     net.spiking("two", [net.convolve("pool", 4, (3, 3), (1, 1), (1, 1), 2)])
-    net.output([net.dense("two", 2)])
+    net.output([net.dense("two", 2)], 4)
 
 
 def _averages(net: Builder) -> None:
     net.spiking("one", [net.convolve(IMAGE, 2, (2, 2), (2, 2), (0, 0), 1)])
-    net.pool("pool", "one", "average", (2, 2), (1, 1), (1, 1))
-    net.spiking("two", [net.convolve("pool", 4, (3, 2), (1, 2), (0, 1), 1)])
-    net.output([net.dense("two", 4)])
+    net.pool("pool", "one", "average", (3, 2), (2, 2), (1, 0))
+    net.spiking("two", [net.convolve("pool", 4, (3, 2), (1, 1), (1, 0), 1)])
+    net.output([net.dense("two", 4)], 4)
 
 
 def _shortcut(net: Builder) -> None:
     net.spiking("one", [net.convolve(IMAGE, 2, (1, 1), (1, 1), (0, 0), 1)])
     net.spiking("two", [net.convolve("one", 2, (3, 3), (1, 1), (1, 1), 1)])
     net.spiking("three", [net.convolve("two", 2, (2, 2), (2, 2), (0, 0), 1), net.convolve("one", 2, (2, 2), (2, 2), (0, 0), 1)])
-    net.output([net.dense("three", 2)])
+    net.output([net.dense("three", 2)], 4)
 
 
 DESIGNS: tuple[Design, ...] = (
@@ -99,7 +99,9 @@ DESIGNS: tuple[Design, ...] = (
 """What is mutated: flat layers and maps, pools of both kinds, sums, a queue, engines a tap at a time, several passes, chunks and parts,
 both codes, sleep until silence and bounded."""
 IMAGES = 120
-STALLS = (0.0, 0.5)
+TICKETS = 4
+"""Room for images under way; there are never as many as would fill a core's that is built."""
+STALLS = (0.0, 0.5, 0.9)
 CYCLE_BITS = 10
 """From this bit on what has 32 or 33 bits is not mutated: cycle counters and what passes them on, as differences of cycles do not reach so
 far; in words of a result these bits of sums are signs, which lower bits have, too."""
@@ -260,7 +262,7 @@ def run(
 
 def rtlil_of(spec: CoreSpec) -> str:
     """RTLIL of the core of ``spec`` with its bench's ports."""
-    return leave_collisions_open(rtlil.convert(Core(spec, bench=True), name="core", emit_src=False))
+    return leave_collisions_open(rtlil.convert(Core(spec, bench=True, tickets=TICKETS), name="core", emit_src=False))
 
 
 def equivalent(mutants: Sequence[Mutant], folder: Path) -> set[Mutant]:

@@ -182,10 +182,10 @@ class Builder:
             synapses = [self.dense(source, classes) for source in self.unused]
         self.output(synapses)
 
-    def output(self, synapses: Sequence[Synapses]) -> None:
-        """The read-out behind ``synapses``."""
-        bias = torch.randint(-50, 51, (synapses[0].outputs,), generator=self.draw)
-        self.add(Layer("readout", tuple(synapses), bias, None, 100.0), output_shape(synapses[0], self.shapes[synapses[0].source]))
+    def output(self, synapses: Sequence[Synapses], bias: int = 50) -> None:
+        """The read-out behind ``synapses``, its biases from -``bias`` to ``bias``."""
+        biases = torch.randint(-bias, bias + 1, (synapses[0].outputs,), generator=self.draw)
+        self.add(Layer("readout", tuple(synapses), biases, None, 100.0), output_shape(synapses[0], self.shapes[synapses[0].source]))
 
     def add(self, node: Layer | Pool, shape: MapShape) -> None:
         sources = [part.source for part in (node.synapses if isinstance(node, Layer) else (node,))]

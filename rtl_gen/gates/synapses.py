@@ -211,7 +211,8 @@ class Synapses(wiring.Component):
         taps_y, taps_x = geometry.taps
         address, row_data = weight_table(m, self, spec)
         step = self.currents.p.step.shape()
-        parcel = data.StructLayout({"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "end": 1, "step": step})
+        fields = {"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "step": step}
+        parcel = data.StructLayout(fields if geometry.flat else fields | {"end": 1})
         credit = 1 if geometry.flat else CREDITS
 
         # Issue: a cell's event or mark.
@@ -271,28 +272,28 @@ class Synapses(wiring.Component):
         complete, leaving, there = Signal(parcel), Signal(parcel), Signal()
         corner = (taps_y - 1, taps_x - 1)
         m.d.comb += [complete.x[lane].eq(sums[corner, lane]) for lane in range(spec.lanes)]
-        end = (1 if geometry.flat else tag.end) & (self._last_chunk(tag) | tag.empty)
-        m.d.comb += [complete.empty.eq(tag.empty), complete.end.eq(end), complete.step.eq(tag.step)]
+        m.d.comb += [complete.empty.eq(tag.empty), complete.step.eq(tag.step)]
         if geometry.flat:
-            said = Signal.like(Cat(complete.empty, complete.end, complete.step))
+            said = Signal.like(Cat(complete.empty, complete.step))
             with m.If(send):
-                m.d.sync += [there.eq(1), said.eq(Cat(complete.empty, complete.end, complete.step))]
+                m.d.sync += [there.eq(1), said.eq(Cat(complete.empty, complete.step))]
             with m.Elif(taken):
                 m.d.sync += there.eq(0)
-            m.d.comb += [leaving.eq(complete), Cat(leaving.empty, leaving.end, leaving.step).eq(said)]
+            m.d.comb += [leaving.eq(complete), Cat(leaving.empty, leaving.step).eq(said)]
         else:
+            m.d.comb += complete.end.eq(tag.end & (self._last_chunk(tag) | tag.empty))
             m.submodules.fifo = fifo = SyncFIFOBuffered(width=parcel.size, depth=CREDITS + 1)
             m.d.comb += [fifo.w_data.eq(complete), fifo.w_en.eq(send), leaving.eq(fifo.r_data), there.eq(fifo.r_rdy), fifo.r_en.eq(taken)]
         ratio = spec.lanes // out.lanes
         part, whole = Signal(ratio, init=1), Signal(place_bits(spec.passes))  # the former one-hot, which is cheaper to choose by
         short = out.parts - (spec.passes - 1) * ratio  # parts of a pixel's last chunk
-        last = Signal()
+        last, last_pass = Signal(), whole == spec.passes - 1
         parts = (Cat(leaving.x[lane] for lane in range(first, first + out.lanes)) for first in range(0, spec.lanes, out.lanes))
         m.d.comb += [
-            last.eq(leaving.empty | Mux(whole == spec.passes - 1, part[short - 1], part[ratio - 1])),
+            last.eq(leaving.empty | Mux(last_pass, part[short - 1], part[ratio - 1])),
             self.currents.valid.eq(there),
             self.currents.p.x.eq(reduce(or_, (one & chosen.replicate(len(one)) for one, chosen in zip(parts, part, strict=True)))),
-            self.currents.p.mark.eq(leaving.end & last),
+            self.currents.p.mark.eq(last & (leaving.empty | last_pass if geometry.flat else leaving.end)),
             self.currents.p.empty.eq(leaving.empty),
             self.currents.p.step.eq(leaving.step),
             taken.eq(there & self.currents.ready & last),
@@ -300,7 +301,7 @@ class Synapses(wiring.Component):
         with m.If(self.currents.valid & self.currents.ready):
             m.d.sync += part.eq(Mux(last, 1, part << 1))
             with m.If(last & ~leaving.empty):
-                m.d.sync += whole.eq(Mux(whole == spec.passes - 1, 0, whole + 1))
+                m.d.sync += whole.eq(Mux(last_pass, 0, whole + 1))
         return m
 
     def _last_chunk(self, tag):
