@@ -37,7 +37,8 @@ class Events:
 
     Members
     -------
-    place: of the event that is offered, in wire order. event, mark: one is taken.
+    place: of the event that is offered, in wire order. event, mark: one is taken. begins: what is offered next is a step's first.
+    last: the place of the event that was taken last.
     """
 
     def __init__(self, bench: Bench, port: Any, format: EventFormat) -> None:
@@ -48,9 +49,9 @@ class Events:
         before, flags = Signal(3), Cat(p.step.first, p.step.wake, p.step.final)
         m.d.comb += self.place.eq((p.y * width + p.x) * channels + p.channel)
         enter = port.valid & port.ready
-        self.event, self.mark = enter & ~p.mark, enter & p.mark
+        self.event, self.mark, self.begins, self.last = enter & ~p.mark, enter & p.mark, begins, last
         with m.If(enter):
-            m.d.sync += [begins.eq(p.mark), last.eq(self.place), before.eq(flags)]
+            m.d.sync += [begins.eq(p.mark), before.eq(flags), last.eq(Mux(p.mark, last, self.place))]
         inside = (p.channel < channels) & (p.x < width) & (p.y < height)
         inside &= (p.value >= format.value.lo) & (p.value <= format.value.hi) & (p.value != 0)
         bench.assume(~port.valid | p.mark | (inside & (begins | (self.place > last))))

@@ -1,0 +1,165 @@
+"""What is claimed of the way from events to currents: both kinds of synapses against the sums by definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from math import prod
+from operator import add
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Mux, Signal, Value, signed
+from amaranth.lib import wiring
+
+from casc_hw.fixed import Interval
+from rtl_gen.formal.bench import Bench, Inside, Property
+from rtl_gen.formal.walks import SPIKES, Events, looked_up, places, reached
+from rtl_gen.gates import replay as replays
+from rtl_gen.gates import synapses
+from rtl_gen.gates import walk as walks
+from rtl_gen.gates.replay import ReplaySpec
+from rtl_gen.gates.streams import CurrentFormat, EventFormat
+from rtl_gen.gates.synapses import SynapsesSpec
+from rtl_gen.gates.walk import Geometry
+
+COUNTS = Interval(0, 3)
+
+
+def weight_of(spec: SynapsesSpec, target: tuple[int, int, int], source: tuple[int, int, int]) -> int:
+    """The weight between two places (y, x, channel), by the definition of a convolution."""
+    geometry, (oy, ox, output), (y, x, channel) = spec.geometry, target, source
+    if geometry.flat:
+        return int(spec.weights[output][places(geometry.source).index(source)])
+    inputs, outputs = geometry.source[0] // geometry.groups, geometry.outputs // geometry.groups
+    if channel // inputs != output // outputs:
+        return 0
+    row = spec.weights[output][channel % inputs]
+    return sum(int(row[ky][kx]) for to_y, to_x, ky, kx in reached(geometry, y, x) if (to_y, to_x) == (oy, ox))
+
+
+def spec_of(geometry: Geometry, value: Interval, lanes: int, weights: Sequence[int], *, transfer: int = 1, **options: Any) -> SynapsesSpec:
+    """Synapses with ``weights``, as many as there are, one after the other and from the start again."""
+    span = Interval(min(weights), max(weights))
+    shape = (prod(geometry.source),) if geometry.flat else (geometry.source[0] // geometry.groups, *geometry.kernel)
+    nested: Any = [weights[index % len(weights)] for index in range(geometry.outputs * prod(shape))]
+    for size in reversed(shape):
+        nested = [tuple(nested[start : start + size]) for start in range(0, len(nested), size)]
+    out = CurrentFormat(geometry.target, transfer, (span * value * prod(shape)).signed_bits)
+    return SynapsesSpec(geometry, EventFormat(geometry.source, value), out, lanes, span.signed_bits, tuple(nested), **options)
+
+
+class Neuron:
+    """Any one neuron, the same for ever, and what the events of a step give it.
+
+    Members
+    -------
+    place: in wire order. gives: what the event that is offered gives it; hears: whether it reaches any neuron.
+    total: what the events of this step have given.
+    chunk: place of the next transfer that leaves, in its step; its: it is the neuron's; lane: there.
+    """
+
+    def __init__(self, bench: Bench, spec: SynapsesSpec, came: Events, i: Any, o: Any) -> None:
+        m, geometry, out = bench.m, spec.geometry, spec.currents
+        sources, targets = places(geometry.source), places(geometry.target)
+        chosen, begun, kept = bench.free("target", range(len(targets))), Signal(), Signal(range(len(targets)))
+        self.place = Signal(range(len(targets)))
+        bench.assume(chosen < len(targets))
+        m.d.comb += self.place.eq(Mux(begun, kept, chosen))
+        m.d.sync += [begun.eq(1), kept.eq(self.place)]
+
+        self._bench, self._size = bench, 1 << len(came.place)
+        self._rows = [[weight_of(spec, to, source) for source in sources] + [0] * (self._size - len(sources)) for to in targets]
+        reach = [list(accumulate(((spec.events.value | 0) * weight for weight in row), add)) for row in self._rows]  # by the last event
+        wide = signed(max(out.width, *(row[-1].signed_bits for row in reach)) + 1)
+        self.gives, self.total = Signal(wide, name="gives"), Signal(wide, name="total")
+        m.d.comb += self.gives.eq(self.weight(came.place, self.place) * i.p.value)
+        at = Cat(came.last, self.place)
+        lowest = looked_up(bench, "lowest", at, [total.lo for row in reach for total in row])
+        highest = looked_up(bench, "highest", at, [total.hi for row in reach for total in row])
+        bench.invariant("the total is in its interval", (self.total >= lowest) & (self.total <= highest))
+        self.hears = looked_up(bench, "hears", came.place, [int(geometry.flat or bool(reached(geometry, y, x))) for y, x, _ in sources])
+
+        self.chunk = Signal(range(max(out.chunks, 2)))
+        with m.If(o.valid & o.ready):
+            m.d.sync += self.chunk.eq(Mux(o.p.mark, 0, self.chunk + 1))
+        parts = [place // geometry.outputs * out.parts + place % geometry.outputs // out.lanes for place in range(len(targets))]
+        self.its = self.chunk == looked_up(bench, "its_chunk", self.place, parts)
+        self.lane = looked_up(bench, "its_lane", self.place, [place % geometry.outputs % out.lanes for place in range(len(targets))])
+
+    def weight(self, source: Any, target: Any) -> Signal:
+        """The weight between two places, 0 beyond the map; both signals have as many bits as they need."""
+        rows = self._rows + [[0] * self._size] * ((1 << len(target)) - len(self._rows))
+        return looked_up(self._bench, "weight", Cat(source, target), [weight for row in rows for weight in row])
+
+
+def dense(spec: SynapsesSpec, patience: int) -> Bench:
+    """`Walk`, `Replay` and `Synapses` of a dense layer: a step's events in, then its currents out.
+
+    patience: cycles until what was taken in is offered.
+    """
+    bench, dut = Bench(), synapses.Synapses(spec)
+    m, walk, replay = bench.m, walks.Walk(spec.walk), replays.Replay(ReplaySpec(spec.cells, spec.passes))
+    insides = [bench.part(name, part) for name, part in (("walk", walk), ("replay", replay), ("dut", dut))]
+    wiring.connect(m, walk.o, replay.i)
+    wiring.connect(m, replay.o, dut.cells)
+    i, o = walk.i, dut.currents
+    p, step = o.p, Value.cast(i.p.step)
+    came = Events(bench, i, spec.events)
+    bench.take(o, "o")
+    leave = o.valid & o.ready
+    neuron = Neuron(bench, spec, came, i, o)
+    some, ended, told = Signal(), Signal(), Signal(len(step))  # the step has had an event; its mark; what that told
+    with m.If(came.event):
+        m.d.sync += [some.eq(1), neuron.total.eq(neuron.total + neuron.gives)]
+    with m.If(came.mark):
+        m.d.sync += [ended.eq(1), told.eq(step)]
+    with m.If(leave & p.mark):
+        m.d.sync += [some.eq(0), ended.eq(0), neuron.total.eq(0)]
+    idle = Signal(range(patience + 2))
+    m.d.sync += idle.eq(Mux((ended | i.valid) & ~o.valid & ~(i.valid & i.ready), idle + 1, 0))
+    bench.claim("sums: the neuron's current", ~o.valid | p.empty | ~neuron.its | (Array(p.x)[neuron.lane] == neuron.total))
+    bench.claim("sums: an empty step has no current", ~o.valid | ~p.empty | (neuron.total == 0))
+    bench.claim("order: nothing leaves before its step's mark has come", ~o.valid | ended)
+    bench.claim("order: nothing is taken until the step before has left", ~ended | ~(came.event | came.mark))
+    last = neuron.chunk == spec.currents.chunks - 1
+    bench.claim("order: a step is all chunks, or one empty transfer", ~o.valid | (p.mark == (p.empty | last)))
+    bench.claim("order: an empty step is nothing else", ~o.valid | ~p.empty | (neuron.chunk == 0))
+    bench.claim("order: an offer stands until it is taken", bench.stands(o, "o"))
+    bench.claim("order: what waits moves", idle <= patience)
+    bench.claim("steps: empty if without events", ~o.valid | (p.empty == ~some))
+    bench.claim("steps: each chunk has its flags", ~o.valid | (Value.cast(p.step) == told))
+    _inside_dense(bench, spec, neuron, insides, some, ended, told)
+    bench.invariant("a step begins where one ended", came.begins == (ended | ~some))
+    return bench
+
+
+def _inside_dense(bench: Bench, spec: SynapsesSpec, neuron: Neuron, insides: Sequence[Inside], some: Any, ended: Any, told: Any) -> None:
+    """Where the events of a step are, and what they have given to the sum of the neuron's adder in this pass."""
+    m, (walk, replay, inside) = bench.m, insides
+    outputs, lanes, passes, width = spec.geometry.outputs, spec.lanes, spec.passes, spec.currents.width
+    cell, fire, there, taken, whole = inside.component.cells.p, inside["fire"], inside["there"], inside["taken"], inside["whole"]
+    chunk, pass_ = inside["chunk"], Signal(range(max(passes, 2)))  # of this pass
+    m.d.comb += pass_.eq(chunk)
+    adder = looked_up(bench, "its_adder", neuron.place, [output % lanes for output in range(outputs)])
+    its = looked_up(bench, "its_pass", neuron.place, [output // lanes for output in range(outputs)])
+    output = Signal(range(max(passes * lanes, 2)))
+    m.d.comb += output.eq(pass_ * lanes + adder)
+    issued = Signal(width)
+    given = [Mux(fire & ~cell.mark, neuron.weight(cell.row, output) * cell.value, 0)]
+    sends = [fire & cell.mark]
+    for stage in range(spec.stages):
+        given.append(bench.before(given[-1], f"given_{stage}"))
+        sends.append(bench.before(sends[-1], f"sends_{stage}"))
+    m.d.sync += issued.eq(Mux(taken, 0, issued + given[0]))
+    total = Mux(inside["clear"], 0, Array(inside["sums"][(0, 0), place] for place in range(lanes))[adder])
+    bench.invariant("a sum is what was given to it, less what is on its way", (total + sum(given[1:]))[:width] == issued)
+    bench.invariant("one pass is on its way", inside["credits"] + sum(sends[1:]) + there == 1)
+    sent = Cat(*sends[1:], there).any()
+    bench.invariant("the part", Mux(there & some, inside["part"] == 1 << neuron.chunk, inside["part"] == 1))
+    bench.invariant("what is to leave", there | (neuron.chunk == 0))
+    bench.invariant("the walk", walk["touched"] == (some & ~ended))
+    if passes == 1:
+        bench.invariant("the step has ended", ended == sent)
+        bench.invariant("a step without events has no total", some | (neuron.total == 0))
+        bench.invariant("what was given is the total", issued == neuron.total[:width])
