@@ -304,7 +304,8 @@ def _read(said: str, claims: dict[str, str], depth: int, bounded: bool) -> Resul
     if len(re.findall(r"^\[base case 1\]", said, re.MULTILINE)) != 1 or (claims and "Import proof for assert: \\claim_" not in said):
         raise RuntimeError(f"yosys has not looked at the claims: {said[-400:]}")
     if "proof finished - model found for base case: FAIL!" in said:
-        shown = [(int(step), signal) for step, signal in re.findall(r"^ +(\d+) \\(claim_\d+) +0 ", said, re.MULTILINE)]
+        model = said.rpartition("[base case ")[2]  # those of inductions, before, are no runs from the start
+        shown = [(int(step), signal) for step, signal in re.findall(r"^ +(\d+) \\(claim_\d+) +0 ", model, re.MULTILINE)]
         last = max(step for step, _ in shown)
         failed = {signal for step, signal in shown if step == last}
         return Result("refuted", last, tuple(name for signal, name in claims.items() if signal in failed))

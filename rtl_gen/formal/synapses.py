@@ -9,7 +9,7 @@ from math import prod
 from operator import add
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 
 from casc_hw.fixed import Interval
@@ -68,7 +68,7 @@ class Neuron:
         m.d.comb += self.place.eq(Mux(begun, kept, chosen))
         m.d.sync += [begun.eq(1), kept.eq(self.place)]
 
-        self._bench, self._size = bench, 1 << len(came.place)
+        self.came, self._bench, self._size = came, bench, 1 << len(came.place)
         self._rows = [[weight_of(spec, to, source) for source in sources] + [0] * (self._size - len(sources)) for to in targets]
         reach = [list(accumulate(((spec.events.value | 0) * weight for weight in row), add)) for row in self._rows]  # by the last event
         wide = signed(max(out.width, *(row[-1].signed_bits for row in reach)) + 1)
@@ -93,11 +93,8 @@ class Neuron:
         return looked_up(self._bench, "weight", Cat(source, target), [weight for row in rows for weight in row])
 
 
-def dense(spec: SynapsesSpec, patience: int) -> Bench:
-    """`Walk`, `Replay` and `Synapses` of a dense layer: a step's events in, then its currents out.
-
-    patience: cycles until what was taken in is offered.
-    """
+def dense(spec: SynapsesSpec) -> Bench:
+    """`Walk`, `Replay` and `Synapses` of a dense layer: a step's events in, then its currents out."""
     bench, dut = Bench(), synapses.Synapses(spec)
     m, walk, replay = bench.m, walks.Walk(spec.walk), replays.Replay(ReplaySpec(spec.cells, spec.passes))
     insides = [bench.part(name, part) for name, part in (("walk", walk), ("replay", replay), ("dut", dut))]
@@ -116,6 +113,7 @@ def dense(spec: SynapsesSpec, patience: int) -> Bench:
         m.d.sync += [ended.eq(1), told.eq(step)]
     with m.If(leave & p.mark):
         m.d.sync += [some.eq(0), ended.eq(0), neuron.total.eq(0)]
+    patience = spec.stages + 1 + spec.geometry.sources * (spec.passes > 1)  # the pipeline's, and a pass's
     idle = Signal(range(patience + 2))
     m.d.sync += idle.eq(Mux((ended | i.valid) & ~o.valid & ~(i.valid & i.ready), idle + 1, 0))
     bench.claim("sums: the neuron's current", ~o.valid | p.empty | ~neuron.its | (Array(p.x)[neuron.lane] == neuron.total))
@@ -129,12 +127,14 @@ def dense(spec: SynapsesSpec, patience: int) -> Bench:
     bench.claim("order: what waits moves", idle <= patience)
     bench.claim("steps: empty if without events", ~o.valid | (p.empty == ~some))
     bench.claim("steps: each chunk has its flags", ~o.valid | (Value.cast(p.step) == told))
-    _inside_dense(bench, spec, neuron, insides, some, ended, told)
+    _inside_dense(bench, spec, neuron, insides, some, ended, told, idle)
     bench.invariant("a step begins where one ended", came.begins == (ended | ~some))
     return bench
 
 
-def _inside_dense(bench: Bench, spec: SynapsesSpec, neuron: Neuron, insides: Sequence[Inside], some: Any, ended: Any, told: Any) -> None:
+def _inside_dense(
+    bench: Bench, spec: SynapsesSpec, neuron: Neuron, insides: Sequence[Inside], some: Any, ended: Any, told: Any, idle: Any
+) -> None:
     """Where the events of a step are, and what they have given to the sum of the neuron's adder in this pass."""
     m, (walk, replay, inside) = bench.m, insides
     outputs, lanes, passes, width = spec.geometry.outputs, spec.lanes, spec.passes, spec.currents.width
@@ -156,10 +156,39 @@ def _inside_dense(bench: Bench, spec: SynapsesSpec, neuron: Neuron, insides: Seq
     bench.invariant("a sum is what was given to it, less what is on its way", (total + sum(given[1:]))[:width] == issued)
     bench.invariant("one pass is on its way", inside["credits"] + sum(sends[1:]) + there == 1)
     sent = Cat(*sends[1:], there).any()
-    bench.invariant("the part", Mux(there & some, inside["part"] == 1 << neuron.chunk, inside["part"] == 1))
-    bench.invariant("what is to leave", there | (neuron.chunk == 0))
+    left = neuron.chunk - whole * (lanes // spec.currents.lanes)  # parts of what leaves
+    bench.invariant("the part", (left >= 0) & (inside["part"] == 1 << left[:3].as_unsigned()) & ((there & some) | (left == 0)))
     bench.invariant("the walk", walk["touched"] == (some & ~ended))
+    position = sum(stage * at for stage, at in enumerate([*sends[1:], there], 1))
     if passes == 1:
+        bench.invariant("it waits for the pipeline", idle <= position)
         bench.invariant("the step has ended", ended == sent)
         bench.invariant("a step without events has no total", some | (neuron.total == 0))
         bench.invariant("what was given is the total", issued == neuron.total[:width])
+        return
+
+    # Of several passes: the events that `Replay` keeps are those of the step, and a pass has given so many of them.
+    repeat, count, item, kept, depth = replay.state, replay["count"], replay["item"], replay["kept"], replay.component.spec.depth
+    terms = [Const(0)]  # what so many of them give
+    for place in range(depth):
+        event = kept(replay.word("events", place))
+        gives = Signal.like(neuron.total, name=f"keeps_{place}")
+        m.d.comb += gives.eq(neuron.weight(event.row, neuron.place) * event.value)
+        terms.append((terms[-1] + gives)[:width])
+        sound = (event.row < depth) & (event.value != 0) & (event.value >= spec.events.value.lo) & (event.value <= spec.events.value.hi)
+        bench.invariant(f"event {place}", (place >= count) | sound)
+    was = Mux(sent, whole, pass_)  # the pass that has given
+    right = Mux(repeat & ~sent, Array(terms)[item], neuron.total[:width])
+    bench.invariant("what was given is of the events of the pass", (was != its) | (issued == right))
+    bench.invariant("what is kept is the total", (sent & ~repeat) | (Array(terms)[count] == neuron.total[:width]))
+    bench.invariant("a pass gives the events in turn", Mux(repeat & ~sent, item <= count, item == 0))
+    bench.invariant("the next event", ~repeat | (item == count) | (Value.cast(replay["read"].data) == replay.word("events", item)))
+    bench.invariant("the pass", Mux(repeat, (replay["passes"] == pass_) & (pass_ != 0), pass_ == 0))
+    bench.invariant("the pass that leaves", whole == Mux(sent & some, Mux(repeat, pass_ - 1, passes - 1), pass_))
+    bench.invariant("the step has ended", ended == (sent | repeat))
+    bench.invariant("it waits for a pass and the pipeline", idle <= Mux(sent, depth + position, Mux(repeat, item, 0)))
+    bench.invariant("rows of the pass", (inside["base"] == pass_ * spec.set_rows) & (inside["_next_chunk.within"] == pass_))
+    bench.invariant("events kept", ((count != 0) == (repeat | (some & ~sent))) & (count <= depth))
+    bench.invariant("there is room for the others", repeat | ended | ~some | (count <= neuron.came.last + 1))
+    mark = replay["cell"]
+    bench.invariant("the mark that is kept", ~repeat | (some & mark.mark & mark.end & mark.emit & ~mark.empty & (Value.cast(mark.step) == told)))
