@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from casc_hw.errors import CascError
-from rtl_gen.formal import bench, cores, link, neurons, streams, uart, walks
+from rtl_gen.formal import bench, cores, link, neurons, streams, synapses, uart, walks
 from rtl_gen.formal.bench import Engine, Property, Verdict
 
 ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
@@ -43,6 +43,7 @@ PROPERTIES: tuple[Property, ...] = (
     *neurons.PROPERTIES,
     *streams.PROPERTIES,
     *walks.PROPERTIES,
+    *synapses.PROPERTIES,
     *cores.PROPERTIES,
     *uart.PROPERTIES,
     *link.PROPERTIES,

@@ -157,7 +157,8 @@ def _inside_dense(
     bench.invariant("one pass is on its way", inside["credits"] + sum(sends[1:]) + there == 1)
     sent = Cat(*sends[1:], there).any()
     left = neuron.chunk - whole * (lanes // spec.currents.lanes)  # parts of what leaves
-    bench.invariant("the part", (left >= 0) & (inside["part"] == 1 << left[:3].as_unsigned()) & ((there & some) | (left == 0)))
+    bench.invariant("the part", (left >= 0) & (neuron.chunk < spec.currents.chunks) & (inside["part"] == 1 << left[:3].as_unsigned()) & ((there & some) | (left == 0)))
+    bench.invariant("what leaves ends the step in the last pass", ~there | (inside["leaving"].end == (~some | (whole == passes - 1))))
     bench.invariant("the walk", walk["touched"] == (some & ~ended))
     position = sum(stage * at for stage, at in enumerate([*sends[1:], there], 1))
     if passes == 1:
@@ -192,3 +193,26 @@ def _inside_dense(
     bench.invariant("there is room for the others", repeat | ended | ~some | (count <= neuron.came.last + 1))
     mark = replay["cell"]
     bench.invariant("the mark that is kept", ~repeat | (some & mark.mark & mark.end & mark.emit & ~mark.empty & (Value.cast(mark.step) == told)))
+
+
+def _dense(name: str, what: str, spec: SynapsesSpec, fast: bool = True) -> Property:
+    return Property(f"synapses-{name}", f"{_DENSE} ({what})", partial(dense, spec), 6, fast)
+
+
+def _flat(sources: int, outputs: int) -> Geometry:
+    return Geometry((sources, 1, 1), outputs, flat=True)
+
+
+_DENSE = (
+    "Walk, Replay, Synapses: the current of a neuron in a step is the sum of weight x value of its events, unwrapped; "
+    "currents in order with their step's flags; empty steps as one; offers stand; what waits moves"
+)
+
+PROPERTIES = (
+    _dense("one", "2 spikes to 1 neuron", spec_of(_flat(2, 1), SPIKES, 1, (1, -2))),
+    _dense("parts", "3 counts to 3 neurons, 4 lanes, 2 a transfer", spec_of(_flat(3, 3), COUNTS, 4, (3, -4, 1, 2, -1), transfer=2), False),
+    _dense("logic", "2 counts to 2 neurons, products in logic", spec_of(_flat(2, 2), COUNTS, 2, (15, -16, 9), multiplier="logic"), False),
+    _dense("both", "2 counts to 4 neurons, products in both", spec_of(_flat(2, 4), COUNTS, 4, (7, -8, 3), multiplier="both"), False),
+    _dense("passes", "2 spikes to 2 neurons, a lane", spec_of(_flat(2, 2), SPIKES, 1, (1, -2, -1)), False),
+    _dense("chunks", "2 counts to 3 neurons, 2 lanes, 1 a transfer", spec_of(_flat(2, 3), COUNTS, 2, (1, -2, -1, 1)), False),
+)
