@@ -64,7 +64,7 @@ class Neuron:
         sources, targets = places(geometry.source), places(geometry.target)
         chosen, begun, kept = bench.free("target", range(len(targets))), Signal(), Signal(range(len(targets)))
         self.place = Signal(range(len(targets)))
-        bench.assume(chosen < len(targets))
+        bench.assume(self.place < len(targets))
         m.d.comb += self.place.eq(Mux(begun, kept, chosen))
         m.d.sync += [begun.eq(1), kept.eq(self.place)]
 
@@ -157,7 +157,13 @@ def _inside_dense(
     bench.invariant("one pass is on its way", inside["credits"] + sum(sends[1:]) + there == 1)
     sent = Cat(*sends[1:], there).any()
     left = neuron.chunk - whole * (lanes // spec.currents.lanes)  # parts of what leaves
-    bench.invariant("the part", (left >= 0) & (neuron.chunk < spec.currents.chunks) & (inside["part"] == 1 << left[:3].as_unsigned()) & ((there & some) | (left == 0)))
+    bench.invariant(
+        "the part",
+        (left >= 0)
+        & (neuron.chunk < spec.currents.chunks)
+        & (inside["part"] == 1 << left[:3].as_unsigned())
+        & ((there & some) | (left == 0)),
+    )
     bench.invariant("what leaves ends the step in the last pass", ~there | (inside["leaving"].end == (~some | (whole == passes - 1))))
     bench.invariant("the walk", walk["touched"] == (some & ~ended))
     position = sum(stage * at for stage, at in enumerate([*sends[1:], there], 1))
@@ -192,7 +198,9 @@ def _inside_dense(
     bench.invariant("events kept", ((count != 0) == (repeat | (some & ~sent))) & (count <= depth))
     bench.invariant("there is room for the others", repeat | ended | ~some | (count <= neuron.came.last + 1))
     mark = replay["cell"]
-    bench.invariant("the mark that is kept", ~repeat | (some & mark.mark & mark.end & mark.emit & ~mark.empty & (Value.cast(mark.step) == told)))
+    bench.invariant(
+        "the mark that is kept", ~repeat | (some & mark.mark & mark.end & mark.emit & ~mark.empty & (Value.cast(mark.step) == told))
+    )
 
 
 def _dense(name: str, what: str, spec: SynapsesSpec, fast: bool = True) -> Property:

@@ -57,6 +57,7 @@ class SynapsesSpec:
     multiplier: where the products are made, if an event's value may be other than -1, 0, 1: in "dsp" blocks, in "logic", or half of them in
         each, "both" (weights of at most 4 bits).
     storage: of the weights: "rom", a table that the bitstream fills, or "spram", loaded once (see `WeightStore`).
+    room: completed chunks that may wait to be taken; of a flat geometry it is one.
     """
 
     geometry: Geometry
@@ -67,6 +68,7 @@ class SynapsesSpec:
     weights: tuple = field(repr=False)
     multiplier: Multiplier = "dsp"
     storage: Literal["rom", "spram"] = "rom"
+    room: int = CREDITS
 
     def __post_init__(self) -> None:
         if self.lanes % self.currents.lanes:
@@ -213,7 +215,7 @@ class Synapses(wiring.Component):
         step = self.currents.p.step.shape()
         fields = {"x": data.ArrayLayout(signed(out.width), spec.lanes), "empty": 1, "step": step}
         parcel = data.StructLayout(fields if geometry.flat else fields | {"end": 1})
-        credit = 1 if geometry.flat else CREDITS
+        credit = 1 if geometry.flat else spec.room
 
         # Issue: a cell's event or mark.
         cell, chunk = self.cells.p, Signal(place_bits(spec.passes))
@@ -282,7 +284,7 @@ class Synapses(wiring.Component):
             m.d.comb += [leaving.eq(complete), Cat(leaving.empty, leaving.step).eq(said)]
         else:
             m.d.comb += complete.end.eq(tag.end & (self._last_chunk(tag) | tag.empty))
-            m.submodules.fifo = fifo = SyncFIFOBuffered(width=parcel.size, depth=CREDITS + 1)
+            m.submodules.fifo = fifo = SyncFIFOBuffered(width=parcel.size, depth=spec.room + 1)
             m.d.comb += [fifo.w_data.eq(complete), fifo.w_en.eq(send), leaving.eq(fifo.r_data), there.eq(fifo.r_rdy), fifo.r_en.eq(taken)]
         ratio = spec.lanes // out.lanes
         part, whole = Signal(ratio, init=1), Signal(place_bits(spec.passes))  # the former one-hot, which is cheaper to choose by
