@@ -164,7 +164,6 @@ def _inside_dense(
         & (inside["part"] == 1 << left[:3].as_unsigned())
         & ((there & some) | (left == 0)),
     )
-    bench.invariant("what leaves ends the step in the last pass", ~there | (inside["leaving"].end == (~some | (whole == passes - 1))))
     bench.invariant("the walk", walk["touched"] == (some & ~ended))
     position = sum(stage * at for stage, at in enumerate([*sends[1:], there], 1))
     if passes == 1:
@@ -198,9 +197,7 @@ def _inside_dense(
     bench.invariant("events kept", ((count != 0) == (repeat | (some & ~sent))) & (count <= depth))
     bench.invariant("there is room for the others", repeat | ended | ~some | (count <= neuron.came.last + 1))
     mark = replay["cell"]
-    bench.invariant(
-        "the mark that is kept", ~repeat | (some & mark.mark & mark.end & mark.emit & ~mark.empty & (Value.cast(mark.step) == told))
-    )
+    bench.invariant("the mark that is kept", ~repeat | (some & mark.mark & ~mark.empty & (Value.cast(mark.step) == told)))
 
 
 def _dense(name: str, what: str, spec: SynapsesSpec, fast: bool = True) -> Property:
