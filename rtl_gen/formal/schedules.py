@@ -239,4 +239,5 @@ PROPERTIES = (
     *_readout("2", "2 classes, T = 2, a sleep until silence", _spec((2, 1, 1), 1, ScheduleSpec(2, 2, None, 3, 1), (1, -2))),
     *_readout("3", "3 classes, 2 lanes, T = 1, a sleep of 2 steps", _spec((3, 1, 1), 2, ScheduleSpec(1, 1, 2, 9, 1), (1, 0, -3))),
     *_readout("map", "2 channels of 1 x 2, T = 3, no sleep", _spec((2, 1, 2), 1, ScheduleSpec(3, 3, 0, 9, 1), (0, 1))),
+    *_readout("pad", "1 channel of 1 x 2, 2 lanes, T = 1, no sleep", _spec((1, 1, 2), 2, ScheduleSpec(1, 1, 0, 9, 1), (-1,))),
 )
