@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from casc_hw.errors import CascError
-from rtl_gen.formal import bench, cores, images, link, neurons, schedules, streams, synapses, uart, walks
+from rtl_gen.formal import bench, cores, images, link, neurons, pools, schedules, streams, synapses, uart, walks
 from rtl_gen.formal.bench import Engine, Property, Verdict
 
 ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
@@ -46,6 +46,7 @@ PROPERTIES: tuple[Property, ...] = (
     *synapses.PROPERTIES,
     *images.PROPERTIES,
     *schedules.PROPERTIES,
+    *pools.PROPERTIES,
     *cores.PROPERTIES,
     *uart.PROPERTIES,
     *link.PROPERTIES,

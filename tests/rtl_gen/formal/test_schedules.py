@@ -132,7 +132,9 @@ MUTANTS = [
     ),
     Mutant("a bound is a silence", READOUT, "~silent if schedule.sleep is None else 0", "0", "readout-2", "status"),
     Mutant("a limit is an error", READOUT, "~silent if schedule.sleep is None else 0", "~silent", "readout-3", "status"),
-    Mutant("cycles of the counter", READOUT, "self.now - self.tickets.p.start", "self.now", "readout-2 readout-map readout-pad", "cycles from"),
+    Mutant(
+        "cycles of the counter", READOUT, "self.now - self.tickets.p.start", "self.now", "readout-2 readout-map readout-pad", "cycles from"
+    ),
     Mutant("a ticket for each sleep", READOUT, "with m.If(over & step.final):", "with m.If(over):", "readout-2", "ticket"),
     Mutant("an error is a malformed image", READOUT, "status.malformed | status.unsettled", "status.malformed", "readout-2", "error"),
     Mutant("busy once it has left", READOUT, "self.busy.eq(self.result.valid)", "self.busy.eq(self.result.ready)", "readout-3", "busy"),
