@@ -73,9 +73,9 @@ def _maps(net: Builder) -> None:
 
 
 def _averages(net: Builder) -> None:
-    net.spiking("one", [net.convolve(IMAGE, 2, (2, 2), (2, 2), (0, 0), 1)])
+    net.spiking("one", [net.convolve(IMAGE, 2, (1, 1), (1, 1), (0, 0), 1)])
     net.pool("pool", "one", "average", (3, 2), (2, 2), (1, 0))
-    net.spiking("two", [net.convolve("pool", 4, (3, 2), (1, 1), (1, 0), 1)])
+    net.spiking("two", [net.convolve("pool", 4, (3, 2), (1, 2), (1, 1), 1)])
     net.output([net.dense("two", 4)], 4)
 
 

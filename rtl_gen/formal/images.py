@@ -121,8 +121,6 @@ def reader(spec: PixelSpec) -> Bench:
     bench.claim("events are on the map, in raster order", ~o.valid | o.p.mark | (inside & (first | (at > last))))
     bench.claim("an event has its pixel's value, at most the maximum", ~(its & hit) | ((o.p.value == pixel) & (pixel != 0)))
     bench.claim("no pixel that is not zero is left out", ~(its & o.valid & o.p.mark) | (told == (pixel != 0)))
-    flags = o.p.step.first & o.p.step.wake & o.p.step.final & ~o.p.step.active
-    bench.claim("an image is one step", ~o.valid | flags)
     bench.claim("an event's mark is the end of an image", ~(o.valid & o.p.mark) | (whole != 0))
     waits, still = Signal(range(4)), (i.valid | (whole != 0)) & o.ready & tickets.ready & ~(i.ready & i.valid) & ~o.valid & ~tickets.valid
     m.d.sync += waits.eq(Mux(still, waits + (waits != 3), 0))

@@ -90,7 +90,6 @@ MUTANTS = [
         "beats are a channel apart", PIXELS, "_divided(next_channel + beat, channels", "_divided(next_channel + 1, channels", "pixels-3x2x2"
     ),
     Mutant("pixels of a beat lie in one place", PIXELS, "p.x.eq(x + across)", "p.x.eq(x)", "pixels-1x2x4 pixels-3x1x2"),
-    Mutant("an image is two steps", PIXELS, '("first", "wake", "final")', '("first", "wake")', "pixels-2x2x2", "one step"),
     Mutant(
         "channels and lanes change places", PIXELS, "return _divided(channel + lane,", "return _divided(lane,", "pixels-3x2x2 pixels-3x1x2"
     ),
