@@ -69,6 +69,7 @@ class Job:
     layers: per spiking layer, how its volleys stand on its tap.
     streams: width of the port ``stall``.
     stall: probability that a stream stands still in a cycle, 0 to 1.
+    burst: cycles for which each stream within the core stands still, or none of these: long ones fill FIFOs.
     alone: the first so many images are sent each after the result of the one before.
     patience: cycles without a result after which the run is given up.
     seed: of the stalls.
@@ -92,6 +93,7 @@ class Job:
     weights: str = ""
     mutants: list[int] = field(default_factory=list)
     faults: bool = False
+    burst: int = 1
 
 
 @dataclass
@@ -387,6 +389,7 @@ async def _run(dut: Any, job: Job, vectors: dict[str, Any], beats: list[list[int
         if job.stall:
             ready = chance.random() >= job.stall
             dut.result__ready.value = ready
+        if job.stall and cycle % job.burst == 0:
             dut.stall.value = sum((chance.random() < job.stall) << stream for stream in range(job.streams))
     outcome.total_cycles = cycle
     for layer in layers:

@@ -103,7 +103,8 @@ both codes, sleep until silence and bounded."""
 IMAGES = 200
 TICKETS = 4
 """Room for images under way; there are never as many as would fill a core's that is built."""
-STALLS = (0.0, 0.5, 0.9)
+STALLS = ((0.0, 1), (0.5, 1), (0.5, 50))
+"""Runs: of `Job`, ``stall`` and ``burst``."""
 CYCLE_BITS = 10
 """From this bit on what has 32 or 33 bits is not mutated: cycle counters and what passes them on, as differences of cycles do not reach so
 far; in words of a result these bits of sums are signs, which lower bits have, too."""
@@ -125,6 +126,11 @@ write_rtlil flat.il
 write_json flat.json
 mutate -list {count} -seed {seed} -ctrl mutant 16 1 -o list.ys
 """
+_SETTLED = (
+    "memory_map -rom-only\n"
+    + "opt_expr -full\nopt_dff -simple-dffe t:$dff\n" * 6  # as many as there are registers in a row that have but one value
+    + "opt_expr -full\nsetattr -unset init w:*\ndffunmap\nopt_clean\nwrite_json"
+)
 _FIELDS = re.compile(
     r"-mode (?P<mode>\S+) -module core -cell (?P<cell>\S+) -port (?P<port>\S+) -portbit (?P<bit>\d+)(?: -ctrlbit (?P<control>\d+))?"
     r"(?: -wire (?P<wire>\S+) -wirebit (?P<wirebit>\d+))?"
@@ -246,9 +252,9 @@ def run(
         left = [mutant for mutant in mutants if number in (None, mutant.number)]
         without: list[Outcome] = []
         got: dict[Mutant, list[Outcome | None]] = {mutant: [] for mutant in left}
-        for stall in STALLS:
-            tell(f"{design.name}: {len(left)} mutants, stall {stall:g}")
-            first, *outcomes, last = bench.mutants([0, *(of.number for of in left), 0], stall, seed)
+        for stall, burst in STALLS:
+            tell(f"{design.name}: {len(left)} mutants, stall {stall:g} for {burst} cycles")
+            first, *outcomes, last = bench.mutants([0, *(of.number for of in left), 0], stall, burst, seed)
             if first is None or first.mismatches or last != first:
                 raise CascError(f"mutate: {design.name} is wrong without a mutant: {first and first.messages[:1]}; report it")
             without.append(first)
@@ -269,29 +275,30 @@ def rtlil_of(spec: CoreSpec) -> str:
 
 def equivalent(mutants: Sequence[Mutant], folder: Path) -> set[Mutant]:
     """Those of ``mutants`` that are proved to do what the gates do: in any state, even one that is never reached, with any input, the
-    outputs and what registers and memories take in are the same (SAT, at most `PROOF_SECONDS` each). ``folder``: of `draw`."""
+    outputs and what registers and memories take in are the same (SAT, at most `PROOF_SECONDS` each). Tables are logic; a register that
+    takes the same in each cycle, whatever the state, has that, as it does once a few cycles have passed. ``folder``: of `draw`."""
     if not mutants:
         return set()
-    script = "read_rtlil flat.il\nsetattr -unset init w:*\ndesign -save flat\ndffunmap\nwrite_json gold.json\n"
+    script = f"read_rtlil flat.il\nsetattr -unset init w:*\ndesign -save flat\n{_SETTLED} gold.json\n"
     for mutant in mutants:
-        script += f"design -load flat\nmutate -mode {mutant.mode} {mutant.place}\ndffunmap\nwrite_json gate_{mutant.number}.json\n"
+        script += f"design -load flat\nmutate -mode {mutant.mode} {mutant.place}\n{_SETTLED} gate_{mutant.number}.json\n"
     tools.run_yosys(script, folder)
-    _cut(folder / "gold.json", "gold")
+    ports = _cut(folder / "gold.json", "gold")
     script = "read_json gold.json\ndesign -save gold\n"
-    for mutant in mutants:
-        _cut(folder / f"gate_{mutant.number}.json", "gate")
+    asked = [mutant for mutant in mutants if _cut(folder / f"gate_{mutant.number}.json", "gate") == ports]
+    for mutant in asked:
         script += (
             f"design -load gold\nread_json gate_{mutant.number}.json\nmiter -equiv -flatten gold gate miter\n"
             "hierarchy -top miter\nopt -full miter\n"
             f"tee -q -o proof_{mutant.number}.txt sat -prove trigger 0 -timeout {PROOF_SECONDS} miter\n"
         )
     tools.run_yosys(script, folder)
-    return {mutant for mutant in mutants if "model found: SUCCESS" in (folder / f"proof_{mutant.number}.txt").read_text()}
+    return {mutant for mutant in asked if "model found: SUCCESS" in (folder / f"proof_{mutant.number}.txt").read_text()}
 
 
-def _cut(path: Path, module: str) -> None:
+def _cut(path: Path, module: str) -> set[str]:
     """Takes registers and memories out of the netlist at ``path``, which becomes ``module``: what they give is an input of it, what they
-    take an output.
+    take an output. The names of its ports.
 
     What a memory is given counts only where it is enabled.
     """
@@ -331,3 +338,4 @@ def _cut(path: Path, module: str) -> None:
             if bits and "CLK" not in port:
                 ports[f"{label}.{port}"] = {"direction": "input" if port == given else "output", "bits": bits}
     path.write_text(json.dumps(netlist))
+    return set(ports)

@@ -180,11 +180,11 @@ class Bench:
             run_seconds=round(time.monotonic() - started, 2),
         )
 
-    def mutants(self, numbers: Sequence[int], stall: float, seed: int) -> list[Outcome | None]:
+    def mutants(self, numbers: Sequence[int], stall: float, burst: int, seed: int) -> list[Outcome | None]:
         """All images once for each of ``numbers`` at the port ``mutant`` (see `Job`); None: that mutant ends the simulator."""
         outcomes: list[Outcome | None] = []
         while left := list(numbers[len(outcomes) :]):
-            job = replace(self._job(stall, seed), mutants=left, faults=True)
+            job = replace(self._job(stall, seed), mutants=left, faults=True, burst=burst)
             self._simulate(job)
             said = [Outcome(**json.loads(line)) for line in Path(job.outcome).read_text().splitlines()]
             outcomes += said if len(said) == len(left) else [*said, None]

@@ -48,7 +48,7 @@ design -reset
 read_rtlil inverter.il
 abc -script pdr.abc
 """
-_ABC = "read_aiger design.aig; fold; strash; pdr -T {timeout}; write_status status"
+_ABC = "read_aiger design.aig; fold; strash; {search} -T {timeout}; write_status status"
 _INVERTER = r"""module \top
   wire input 1 \a
   wire output 2 \y
@@ -59,6 +59,8 @@ _INVERTER = r"""module \top
 end
 """  # yosys runs ABC on some logic only
 
+LONGEST = 150
+"""Cycles in which a failure is looked for."""
 Engine = Literal["induction", "pdr"]
 Verdict = Literal["proved", "bounded", "refuted", "undecided"]
 
@@ -268,19 +270,25 @@ def prove(
 ) -> Result:
     """Proves the claims of ``bench`` by induction over at most ``depth`` cycles; ``bounded``: only for so many from the start.
 
-    With the engine "pdr", for runs of any length or not at all, and ``depth`` is how far a run goes that names the claims that fail.
+    With the engine "pdr", for runs of any length, or, ``bounded``, no proof but a search among the runs of `LONGEST` cycles, which names no
+    claims; else ``depth`` is how far a run goes that names those that fail.
     ``among``: only these, see `Bench.assert_claims`. A SAT instance, or all of "pdr", may take ``timeout`` seconds.
     """
     claims = bench.assert_claims(among)
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
     upsets = "\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset)
     if engine == "pdr":
-        status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": _ABC.format(timeout=timeout), "inverter.il": _INVERTER})
+        search = f"bmc3 -F {LONGEST}" if bounded else "pdr"
+        script = _ABC.format(search=search, timeout=timeout)
+        status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
         if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
             raise RuntimeError(f"yosys has not looked at the claims: {status[:400]}")
         if found[1] != "SAT":
             return Result("proved" if found[1] == "UNSAT" else "undecided", int(found[2]))
-        bounded, depth = True, max(depth, int(found[3].split()[1]) + 1)
+        depth = max(depth, int(found[3].split()[1]) + 1)
+        if bounded:
+            return Result("refuted", depth)
+        bounded = True
     show = " ".join(f"-show {signal}" for signal in claims)
     half = "-tempinduct-baseonly" if bounded else ""
     sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)

@@ -47,8 +47,6 @@ class SpikeEncoder(wiring.Component):
         ]
         with m.If(self.events.valid & self.events.ready):
             m.d.sync += pending.eq(rest)
-            with m.If(self.events.p.mark):
-                m.d.sync += volley.mark.eq(0)
         with m.If(self.volleys.ready):
             m.d.sync += [
                 volley.eq(Mux(self.volleys.valid, self.volleys.payload, 0)),

@@ -210,7 +210,6 @@ class Difference(wiring.Component):
             self.i.ready.eq(take),
             read.addr.eq(chunk),
             read.en.eq(take),
-            write.addr.eq(chunk - 1 if spec.chunks > 1 else 0),
             write.data.eq(volley.values),
             write.en.eq(held & ~volley.empty),
             self.o.valid.eq(held),
