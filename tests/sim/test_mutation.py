@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from amaranth.back import rtlil
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib.memory import Memory
 from click.testing import CliRunner
 
 from rtl_gen.__main__ import main
+from rtl_gen.tools import run_yosys
 from sim import mutation
 from sim.bench import Job, Outcome, _beats_of
-from sim.breadth import Case
-from sim.mutation import CYCLE_BITS, Mutant, Verdict, draw, equivalent, judge, parse, rate, run
+from sim.mutation import CYCLE_BITS, DESIGNS, Mutant, Verdict, draw, equivalent, judge, parse, rate, run
 
-CASE = Case(2, "count")
-MUTANT = Mutant(CASE, 1, "inv", "-module core -cell x -port Y -portbit 0", "inv $and x.Y[0]")
+DESIGN = DESIGNS[1].name
+MUTANT = Mutant(DESIGN, 1, "inv", "-module core -cell x -port Y -portbit 0", "inv $and x.Y[0]")
 SURVIVED, KILLED, NONE = (Verdict(MUTANT, outcome, "") for outcome in ("survived", "slow", "equivalent"))
 
 
@@ -31,10 +32,10 @@ def line(cell: str, port: str, bit: int, wire: str = "") -> str:
 
 def test_a_line_is_a_mutant() -> None:
     cells = {"$flatten\\n1_pool.$3": {"type": "$add", "connections": {"\\Y": [1], "Y": [1] * 8}}}
-    mutant = parse(CASE, 2, line("$flatten\\n1_pool.$3", "Y", 5, "n1_pool.x"), cells)
+    mutant = parse(DESIGN, 2, line("$flatten\\n1_pool.$3", "Y", 5, "n1_pool.x"), cells)
     place = "-module core -cell $flatten\\n1_pool.$3 -port Y -portbit 5 -ctrlbit 3"
-    assert mutant == Mutant(CASE, 2, "cnot1", place, "cnot1 $add $flatten\\n1_pool.$3.Y[5] (n1_pool.x[5])")
-    assert parse(CASE, 2, "mutate", cells) is None
+    assert mutant == Mutant(DESIGN, 2, "cnot1", place, "cnot1 $add $flatten\\n1_pool.$3.Y[5] (n1_pool.x[5])")
+    assert parse(DESIGN, 2, "mutate", cells) is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_line_is_a_mutant() -> None:
 )
 def test_what_is_not_drawn(cell: str, width: int, bit: int, wire: str, drawn: bool) -> None:
     cells = {cell: {"type": "$dff", "connections": {"D": [1] * width}}}
-    assert (parse(CASE, 1, line(cell, "D", bit, wire), cells) is not None) is drawn
+    assert (parse(DESIGN, 1, line(cell, "D", bit, wire), cells) is not None) is drawn
 
 
 def outcome(cycles: int = 9, *messages: str) -> Outcome:
@@ -106,33 +107,55 @@ def test_equivalents_are_proved(tmp_path: Path) -> None:
     with m.If(en):
         m.d.sync += y.eq(a | product)
     text = rtlil.convert(m, name="core", ports=[a, b, en, y], emit_src=False)
-    drawn, verilog = draw(CASE, text, 8, 1, tmp_path)
+    drawn, verilog = draw(DESIGN, text, 8, 1, tmp_path)
     assert len(drawn) == 8
     assert "input [15:0] mutant" in verilog
     cells = json.loads((tmp_path / "flat.json").read_text())["modules"]["core"]["cells"]
     either = next(name for name, cell in cells.items() if cell["type"] == "$or")
     mutants = [
-        Mutant(CASE, 100 + index, mode, f"-module core -cell {either} -port {port} -portbit 0", "")
+        Mutant(DESIGN, 100 + index, mode, f"-module core -cell {either} -port {port} -portbit 0", "")
         for index, (mode, port) in enumerate((("const0", "A"), ("const0", "B"), ("const1", "Y"), ("inv", "Y")))
     ]
     assert len(equivalent(mutants, tmp_path)) == 1  # the port with the product
 
 
+def test_what_settles_and_what_nobody_reads_is_proved(tmp_path: Path) -> None:
+    """A register is 1 from the second cycle on, and what is kept in a memory of two bits is read of one only."""
+    m, address, o = Module(), Signal(), Signal(2)
+    one, kept = Signal(reset_less=True), Signal(2, reset_less=True)
+    m.submodules.memory = memory = Memory(shape=2, depth=4, init=[])
+    word, write = memory.read_port(), memory.write_port()
+    m.d.comb += [write.addr.eq(address), write.en.eq(1), write.data.eq(kept), o.eq(Cat(word.data[0], one & address))]
+    m.d.sync += [one.eq(1), kept.eq(Cat(address, ~address))]
+    (tmp_path / "design.il").write_text(rtlil.convert(m, name="core", ports=[address, o], emit_src=False))
+    run_yosys(mutation._FLAT.rpartition("mutate")[0], tmp_path)
+    cells = json.loads((tmp_path / "flat.json").read_text())["modules"]["core"]["cells"]
+    (memory_cell,) = (name for name, cell in cells.items() if cell["type"] == "$mem_v2")
+    (settled,) = (name for name, cell in cells.items() if cell["connections"].get("D") == ["1"])
+    places = [("const1", settled, "Q", 0), ("const0", settled, "Q", 0)]
+    places += [("inv", memory_cell, "WR_DATA", 1), ("inv", memory_cell, "WR_DATA", 0)]
+    mutants = [
+        Mutant(DESIGN, 100 + index, mode, f"-module core -cell {cell} -port {port} -portbit {bit}", "")
+        for index, (mode, cell, port, bit) in enumerate(places)
+    ]
+    assert {mutant.number for mutant in equivalent(mutants, tmp_path)} == {100, 102}
+
+
 @pytest.mark.slow
 def test_mutants_of_a_small_design(tmp_path: Path) -> None:
-    verdicts = list(run(4, 3, tmp_path, [CASE]))
+    verdicts = list(run(4, 3, tmp_path, DESIGNS[1:2]))
     assert len(verdicts) == 4
     assert rate(verdicts) >= 0.5
     killed = next(verdict for verdict in verdicts if verdict.killed)
     assert killed.message
-    assert list(run(4, 3, tmp_path, [CASE], killed.mutant.number)) == [killed]
+    assert list(run(4, 3, tmp_path, DESIGNS[1:2], killed.mutant.number)) == [killed]
 
 
 def test_the_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cases = mutation.DESIGNS
+    designs = mutation.DESIGNS
 
     def made(count: int, seed: int, work: Path, designs: Any, number: int | None, tell: Any) -> list[Verdict]:
-        mutants = [Mutant(case, index + 1, "inv", "", "net") for case in designs for index in range(count)]
+        mutants = [Mutant(design.name, index + 1, "inv", "", "net") for design in designs for index in range(count)]
         return [Verdict(of, "survived" if of.number == 1 else "wrong", "") for of in mutants if number in (None, of.number)]
 
     monkeypatch.setattr(mutation, "run", made)
@@ -140,13 +163,13 @@ def test_the_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def verb(*arguments: str) -> Any:
         return CliRunner().invoke(main, ["mutate", "--work", str(tmp_path), *arguments])
 
-    bad = verb("--count", str(2 * len(cases)))
+    bad = verb("--count", str(2 * len(designs)))
     assert bad.exit_code == 1
-    assert f"--count {2 * len(cases)} --seed 0 --only {mutation.name(cases[0])} --mutant 1" in bad.output
+    assert f"--count {2 * len(designs)} --seed 0 --only {designs[0].name} --mutant 1" in bad.output
     assert "50.0 % are killed, of which 95 % must be" in bad.output
-    good = verb("--count", str(2 * len(cases)), "--least", "50", "--json")
+    good = verb("--count", str(2 * len(designs)), "--least", "50", "--json")
     assert good.exit_code == 0
     assert json.loads(good.output)["designs"]["all"]["killed_percent"] == 50
-    assert verb("--only", mutation.name(cases[1]), "--mutant", "2", "--count", str(2 * len(cases))).exit_code == 0
-    for arguments in (["--only", "7-none"], ["--mutant", "1"], ["--only", mutation.name(cases[0]), "--mutant", "99"]):
+    assert verb("--only", designs[1].name, "--mutant", "2", "--count", str(2 * len(designs))).exit_code == 0
+    for arguments in (["--only", "7-none"], ["--mutant", "1"], ["--only", designs[0].name, "--mutant", "99"]):
         assert verb(*arguments).exit_code == 1
