@@ -457,7 +457,7 @@ def breadth(
 @main.command()
 @click.option("--count", type=click.IntRange(1), default=320, show_default=True, help="Mutants in all, as many of each design.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which are drawn.")
-@click.option("--only", multiple=True, metavar="DESIGN", help="Of this design, as 6-spike; may be given again.")
+@click.option("--only", multiple=True, metavar="DESIGN", help="Of this design, as dense-spike; may be given again.")
 @click.option("--mutant", "number", type=click.IntRange(1), help="Only the one of this number, of the design of --only.")
 @click.option("--least", type=click.FloatRange(0, 100), default=95, show_default=True, help="Percent that must be killed.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/mutants"), show_default=True, help="Folder for files.")
