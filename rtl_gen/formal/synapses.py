@@ -200,6 +200,79 @@ def _inside_dense(
     bench.invariant("the mark that is kept", ~repeat | (some & mark.mark & ~mark.empty & (Value.cast(mark.step) == told)))
 
 
+class Step:
+    """Any one step, followed from its first offer to its last current, while others are before and behind it.
+
+    Members
+    -------
+    leaving: it is on its way, and all before it have left. taken: what is taken in is of it. total: what its events have given the neuron.
+    reached: one that reaches any neuron has come; ended: its mark; told: what was told last. level: marks taken and not yet given out.
+    """
+
+    def __init__(self, bench: Bench, neuron: Neuron, i: Any, leaves: Any, most: int) -> None:
+        m, step, came = bench.m, Value.cast(i.p.step), neuron.came
+        enter = i.valid & i.ready
+        watched, self.level, ahead = Signal(name="watched"), Signal(range(most + 2)), Signal(range(most + 2))
+        total, reached_, ended, told = Signal.like(neuron.total), Signal(), Signal(), Signal(len(step))
+        pick, now, before = Signal(), Signal(), Signal.like(ahead)
+        m.d.comb += [
+            pick.eq(i.valid & came.begins & ~watched & bench.free("pick")),
+            now.eq(watched | pick),
+            before.eq(Mux(watched, ahead, self.level)),
+        ]
+        of_it = now & ~ended
+        hears = i.valid & ~i.p.mark & neuron.hears
+        self.total, self.leaving, self.taken = total, now & (before == 0), of_it & enter
+        self.reached, self.ended = reached_ | (of_it & hears), ended | (of_it & i.valid & i.p.mark)
+        self.told = Mux(ended | ~i.valid, told, step)
+        end = leaves & (before == 0)
+        m.d.sync += [
+            self.level.eq(self.level + came.mark - leaves),
+            watched.eq(now & ~end),
+            ahead.eq(before - leaves),
+            total.eq(Mux(now & ~end, total + Mux(of_it & came.event, neuron.gives, 0), 0)),
+            reached_.eq(now & ~end & self.reached),
+            ended.eq(now & ~end & (ended | (of_it & came.mark))),
+        ]
+        with m.If(self.taken):
+            m.d.sync += told.eq(step)
+
+
+def convolution(spec: SynapsesSpec, most: int) -> Bench:
+    """`Walk`, `Replay` and `Synapses` of a convolution: steps follow each other closely, at most ``most`` of them are on their way."""
+    bench, dut = Bench(), synapses.Synapses(spec)
+    m, walk, replay = bench.m, walks.Walk(spec.walk), replays.Replay(ReplaySpec(spec.cells, spec.passes))
+    for name, part in (("walk", walk), ("replay", replay), ("dut", dut)):
+        bench.part(name, part)
+    wiring.connect(m, walk.o, replay.i)
+    wiring.connect(m, replay.o, dut.cells)
+    i, o = walk.i, dut.currents
+    p = o.p
+    came = Events(bench, i, spec.events)
+    bench.take(o, "o")
+    leave = o.valid & o.ready
+    neuron = Neuron(bench, spec, came, i, o)
+    step = Step(bench, neuron, i, leave & p.mark, most)
+    leaving, last = o.valid & step.leaving, neuron.chunk == spec.currents.chunks - 1
+    gone = Signal()  # the neuron's current has left
+    with m.If(leave & step.leaving):
+        m.d.sync += gone.eq(~p.mark & (gone | neuron.its))
+    now = gone | (leaving & (neuron.its | p.empty))
+    bench.claim("sums: the neuron's current", ~leaving | p.empty | ~neuron.its | (Array(p.x)[neuron.lane] == step.total))
+    bench.claim("sums: an empty step has no current", ~leaving | ~p.empty | (step.total == 0))
+    bench.claim("sums: nothing comes for a neuron that is offered or gone", ~(now & step.taken & came.event) | (neuron.gives == 0))
+    bench.claim("order: a step is all chunks, or one empty transfer", ~o.valid | (p.mark == (p.empty | last)))
+    bench.claim("order: an empty step is nothing else", ~o.valid | ~p.empty | (neuron.chunk == 0))
+    bench.claim("order: never more steps than there is room for", step.level <= most)
+    bench.claim("order: nothing leaves that was not offered", ~o.valid | (step.level != 0) | i.valid | ~came.begins)
+    bench.claim("order: an offer stands until it is taken", bench.stands(o, "o"))
+    bench.claim("steps: empty if no event reaches a neuron", ~leaving | (p.empty == ~step.reached))
+    bench.claim("steps: it ends once its mark has come", ~leaving | ~p.mark | step.ended)
+    bench.claim("steps: each chunk has its flags", ~leaving | (Value.cast(p.step)[:3] == step.told[:3]))
+    bench.claim("steps: the mark has its flags", ~leaving | ~p.mark | (Value.cast(p.step) == step.told))
+    return bench
+
+
 def _dense(name: str, what: str, spec: SynapsesSpec, fast: bool = True) -> Property:
     return Property(f"synapses-{name}", f"{_DENSE} ({what})", partial(dense, spec), 6, fast)
 
