@@ -277,6 +277,15 @@ def _dense(name: str, what: str, spec: SynapsesSpec, fast: bool = True) -> Prope
     return Property(f"synapses-{name}", f"{_DENSE} ({what})", partial(dense, spec), 6, fast)
 
 
+def _convolution(name: str, what: str, geometry: Geometry, weights: Sequence[int], depth: int = 0) -> Property:
+    """Of any length, or, with ``depth``, for so many cycles."""
+    bench = partial(convolution, spec_of(geometry, SPIKES, 1, weights, room=2), 4)
+    said = f"{_CONVOLUTION} ({what}, room for 2 chunks)"
+    if not depth:
+        return Property(f"synapses-{name}", said, bench, fast=False, engine="pdr")
+    return Property(f"synapses-{name}", said, bench, depth, fast=False, bounded=True)
+
+
 def _flat(sources: int, outputs: int) -> Geometry:
     return Geometry((sources, 1, 1), outputs, flat=True)
 
@@ -286,6 +295,11 @@ _DENSE = (
     "currents in order with their step's flags; empty steps as one; offers stand; what waits moves"
 )
 
+_CONVOLUTION = (
+    "Walk, Replay, Synapses: the current of any neuron in any step is the sum of weight x value of its events, unwrapped; "
+    "steps and chunks in order with their flags; empty steps as one; offers stand"
+)
+
 PROPERTIES = (
     _dense("one", "2 spikes to 1 neuron", spec_of(_flat(2, 1), SPIKES, 1, (1, -2))),
     _dense("parts", "3 counts to 3 neurons, 4 lanes, 2 a transfer", spec_of(_flat(3, 3), COUNTS, 4, (3, -4, 1, 2, -1), transfer=2), False),
@@ -293,4 +307,7 @@ PROPERTIES = (
     _dense("both", "2 counts to 4 neurons, products in both", spec_of(_flat(2, 4), COUNTS, 4, (7, -8, 3), multiplier="both"), False),
     _dense("passes", "2 spikes to 2 neurons, a lane", spec_of(_flat(2, 2), SPIKES, 1, (1, -2, -1)), False),
     _dense("chunks", "2 counts to 3 neurons, 2 lanes, 1 a transfer", spec_of(_flat(2, 3), COUNTS, 2, (1, -2, -1, 1)), False),
+    _convolution("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), (1,)),
+    _convolution("1x2", "1 x 3, kernel 1 x 2", Geometry((1, 1, 3), 1, (1, 2)), (1, -1), 18),
+    _convolution("2x2", "2 x 2, kernel 2 x 2", Geometry((1, 2, 2), 1, (2, 2)), (1, -1, -1, 1), 18),
 )

@@ -90,6 +90,17 @@ MUTANTS = [
     Mutant("a pass has the rows of the one before", SYNAPSES, "Mux(next_set, 0, spec.set_rows)", "0", "synapses-passes", "sums"),
     Mutant("an empty step is a pass that leaves", SYNAPSES, "with m.If(last & ~leaving.empty):", "with m.If(last):", "synapses-chunks"),
     Mutant("an empty step is a pass", SYNAPSES, "mark.eq(fire & cell.mark & ~cell.empty)", "mark.eq(fire & cell.mark)", "synapses-passes"),
+    Mutant("a chunk that waits takes no credit", SYNAPSES, "credits - send + taken", "credits", "synapses-1x1"),
+    Mutant(
+        "the window moves with an empty step",
+        SYNAPSES,
+        "fire & cell.mark & ~cell.empty",
+        "fire & cell.mark & cell.empty",
+        "synapses-1x2",
+        "sums",
+    ),
+    Mutant("a row keeps nothing", SYNAPSES, "write.en.eq(tag.mark & tag.keep)", "write.en.eq(0)", "synapses-2x2", "sums"),
+    Mutant("a row is not handed down", SYNAPSES, "Mux(tag.down, above, here)", "here", "synapses-2x2", "sums"),
 ]
 
 TestSynapses = properties_of(PROPERTIES, MUTANTS)
