@@ -189,7 +189,7 @@ def _inside_dense(
     bench.invariant("what is kept is the total", (sent & ~repeat) | (Array(terms)[count] == neuron.total[:width]))
     bench.invariant("a pass gives the events in turn", Mux(repeat & ~sent, item <= count, item == 0))
     bench.invariant("the next event", ~repeat | (item == count) | (Value.cast(replay["read"].data) == replay.word("events", item)))
-    bench.invariant("the pass", Mux(repeat, (replay["passes"] == pass_) & (pass_ != 0), pass_ == 0))
+    bench.invariant("the pass", Mux(repeat, (replay["passes"] == pass_) & (pass_ != 0) & (pass_ < passes), pass_ == 0))
     bench.invariant("the pass that leaves", whole == Mux(sent & some, Mux(repeat, pass_ - 1, passes - 1), pass_))
     bench.invariant("the step has ended", ended == (sent | repeat))
     bench.invariant("it waits for a pass and the pipeline", idle <= Mux(sent, depth + position, Mux(repeat, item, 0)))
@@ -300,13 +300,17 @@ _CONVOLUTION = (
     "steps and chunks in order with their flags; empty steps as one; offers stand"
 )
 
+_MAP = Geometry((1, 2, 2), 4, flat=True)
+
 PROPERTIES = (
     _dense("one", "2 spikes to 1 neuron", spec_of(_flat(2, 1), SPIKES, 1, (1, -2))),
-    _dense("parts", "3 counts to 3 neurons, 4 lanes, 2 a transfer", spec_of(_flat(3, 3), COUNTS, 4, (3, -4, 1, 2, -1), transfer=2), False),
-    _dense("logic", "2 counts to 2 neurons, products in logic", spec_of(_flat(2, 2), COUNTS, 2, (15, -16, 9), multiplier="logic"), False),
-    _dense("both", "2 counts to 4 neurons, products in both", spec_of(_flat(2, 4), COUNTS, 4, (7, -8, 3), multiplier="both"), False),
-    _dense("passes", "2 spikes to 2 neurons, a lane", spec_of(_flat(2, 2), SPIKES, 1, (1, -2, -1)), False),
-    _dense("chunks", "2 counts to 3 neurons, 2 lanes, 1 a transfer", spec_of(_flat(2, 3), COUNTS, 2, (1, -2, -1, 1)), False),
+    _dense("parts", "3 counts to 3 neurons, 4 lanes, 2 a transfer", spec_of(_flat(3, 3), COUNTS, 4, (3, -4, 1, 2, -1), transfer=2)),
+    _dense("logic", "2 counts to 2 neurons, products in logic", spec_of(_flat(2, 2), COUNTS, 2, (15, -16, 9), multiplier="logic")),
+    _dense("both", "2 counts to 4 neurons, products in both", spec_of(_flat(2, 4), COUNTS, 4, (7, -8, 3), multiplier="both")),
+    _dense("passes", "2 spikes to 2 neurons, a lane", spec_of(_flat(2, 2), SPIKES, 1, (1, -2, -1))),
+    _dense("three", "4 spikes to 5 neurons, 2 lanes, 1 a transfer", spec_of(_flat(4, 5), SPIKES, 2, (1, -2, -1, 3, 0, -4, 2)), False),
+    _dense("map", "2 x 2 counts to 4 neurons, 4 lanes, 2 a transfer", spec_of(_MAP, COUNTS, 4, (3, -4, 1, 2, -1), transfer=2), False),
+    _dense("chunks", "2 counts to 3 neurons, 2 lanes, 1 a transfer", spec_of(_flat(2, 3), COUNTS, 2, (1, -2, -1, 1))),
     _convolution("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), (1,)),
     _convolution("1x2", "1 x 3, kernel 1 x 2", Geometry((1, 1, 3), 1, (1, 2)), (1, -1), 18),
     _convolution("2x2", "2 x 2, kernel 2 x 2", Geometry((1, 2, 2), 1, (2, 2)), (1, -1, -1, 1), 18),

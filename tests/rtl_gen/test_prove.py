@@ -34,6 +34,21 @@ def test_the_engine_tells_verdicts_apart() -> None:
     assert bench.prove(_counter(200, 3), 5, engine="pdr") == bench.Result("refuted", 201, ("it stays small",))
 
 
+def test_a_refutation_names_the_claims_that_fail_from_the_start() -> None:
+    """Not those of a model of the induction step before, of as many cycles."""
+    said = """[base case 1] Solving
+Import proof for assert: \\claim_0 when 1'1.
+[induction step 1] Solving
+     2 \\claim_0     0   0   0
+     2 \\claim_1     1   1   1
+[base case 2] Solving
+     2 \\claim_0     1   1   1
+     2 \\claim_1     0   0   0
+proof finished - model found for base case: FAIL!
+"""
+    assert bench._read(said, {"claim_0": "first", "claim_1": "second"}, 8, False) == bench.Result("refuted", 2, ("second",))
+
+
 def test_pdr_needs_no_invariants() -> None:
     """All of the contract that induction proves with invariants, it proves without."""
     for name in ("neuron-two", "divider-three", "volleys-spike-7", "skid", "queue-5", "sum-3", "replay-1x2"):

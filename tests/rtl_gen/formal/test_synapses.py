@@ -46,7 +46,7 @@ MUTANTS = [
         "steps: empty",
     ),
     Mutant("the step told is the next", SYNAPSES, "complete.step.eq(tag.step)", "complete.step.eq(early.step)", "synapses-one", "flags"),
-    Mutant("a low product's borrow is not taken", SYNAPSES, "(high - low[-1])", "high", "synapses-parts", "sums"),
+    Mutant("a low product's borrow is not taken", SYNAPSES, "(high - low[-1])", "high", "synapses-parts synapses-map", "sums"),
     Mutant(
         "a low product's borrow is not given back",
         SYNAPSES,
@@ -87,7 +87,9 @@ MUTANTS = [
         "synapses-passes synapses-chunks",
         "order",
     ),
-    Mutant("a pass has the rows of the one before", SYNAPSES, "Mux(next_set, 0, spec.set_rows)", "0", "synapses-passes", "sums"),
+    Mutant(
+        "a pass has the rows of the one before", SYNAPSES, "Mux(next_set, 0, spec.set_rows)", "0", "synapses-passes synapses-three", "sums"
+    ),
     Mutant("an empty step is a pass that leaves", SYNAPSES, "with m.If(last & ~leaving.empty):", "with m.If(last):", "synapses-chunks"),
     Mutant("an empty step is a pass", SYNAPSES, "mark.eq(fire & cell.mark & ~cell.empty)", "mark.eq(fire & cell.mark)", "synapses-passes"),
     Mutant("a chunk that waits takes no credit", SYNAPSES, "credits - send + taken", "credits", "synapses-1x1"),
