@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
+from amaranth.lib import data
 
 from casc_hw.fixed import Interval
-from rtl_gen.formal.bench import Bench, Inside, Property
+from rtl_gen.formal.bench import Bench, Engine, Inside, Property
 from rtl_gen.gates import neurons
 from rtl_gen.gates.neurons import CountSpec, NeuronSpec
-from rtl_gen.gates.streams import CurrentFormat
+from rtl_gen.gates.streams import STEP, CurrentFormat, MapShape
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,87 @@ def _same(bench: Bench, inside: Inside, spec: NeuronSpec, fire: Any, v: Any, n: 
     bench.invariant("gates: the place", (inside["_neurons.chunk"] == 0) & inside["start"] & ~inside["before"])
 
 
+def array(spec: NeuronSpec) -> Bench:
+    """Any one neuron of an array of several, beside a neuron that is alone, in the width of the gates' potential (`neuron` shows that
+    it is wide enough); what is said of it when its chunk leaves the pipeline."""
+    format, levels = spec.currents, spec.levels
+    (outputs, _, width), lanes, parts, chunks = format.shape, format.lanes, format.parts, format.chunks
+    bench, dut = Bench(), neurons.NeuronArray(spec)
+    m, i, p = bench.m, dut.currents, dut.currents.p
+    inside = bench.part("dut", dut)
+    bench.drive(i, "i", stable=True)
+    bench.take(dut.volleys, "volleys")
+    chosen, lane = _kept(bench, "chosen", range(chunks)), _kept(bench, "lane", range(lanes))
+    bench.assume((chosen < chunks) & (lane < lanes))
+
+    # What comes: steps of all chunks, or of one empty transfer; an image begins with its first wake step and has T at most.
+    step, place, running, t = p.step, Signal(range(chunks)), Signal(), Signal(range(levels + 1))
+    enter, skip, told = inside["enter"], inside["skip"], Signal(3)
+    now = Mux(place == 0, Mux(step.wake, Mux(step.first, 1, t + 1), t), t)
+    last = place == chunks - 1
+    spread = Signal()  # an empty transfer has been taken for the first chunks
+    bench.assume(~i.valid | (p.mark == (p.empty | last)) & (~p.empty | (place == 0) | spread))
+    bench.assume(~i.valid | (place == 0) | (Value.cast(step)[:3] == told))
+    bench.assume(~i.valid | ((running | step.first) & (~step.first | step.wake) & (now <= levels)))
+    over = last | skip
+    with m.If(enter):
+        m.d.sync += [place.eq(Mux(over, 0, place + 1)), spread.eq(p.empty & ~over)]
+        m.d.sync += [t.eq(now), running.eq(1), told.eq(Value.cast(step)[:3])]
+    bench.claim("a transfer is taken with its chunk, an empty one with the step's last", i.ready == (enter & (over | ~p.empty)))
+
+    # The neuron.
+    bits = signed(spec.potential.bits)
+    v, n, total, spike = Signal(bits), Signal(range(levels + 1)), Signal(bits), Signal(signed(2))
+    channel = Signal(range(parts * lanes))
+    m.d.comb += channel.eq((chosen % parts) * lanes + lane)
+    rows = [(theta, bias) for theta, bias in zip(spec.thresholds, spec.biases, strict=True)] + [(1, 0)] * (parts * lanes - outputs)
+    theta, bias = (Array(row[which] for row in rows)[channel] for which in range(2))
+    v_now, n_now = Mux(step.first, 0, v), Mux(step.first, 0, n)
+    own = enter & (place == chosen) & ~skip
+    m.d.comb += total.eq(v_now + Mux(p.empty | (channel >= outputs), 0, Array(p.x)[lane]) + Mux(step.wake, bias, 0))
+    bench.assume((channel < outputs) | p.empty | (Array(p.x)[lane] == 0))
+    with m.If((total >= theta) & (n_now < now)):
+        m.d.comb += spike.eq(1)
+    with m.Elif((total < 0) & (n_now > 0)):
+        m.d.comb += spike.eq(-1)
+    with m.If(own):
+        m.d.sync += [v.eq(total - spike * theta), n.eq(n_now + spike)]
+    bench.claim("a step that is skipped would change nothing", ~(enter & skip) | ((spike == 0) & (total == v) & ~step.first))
+
+    # What is said, five cycles later.
+    said = Signal(signed(4))
+    m.d.comb += said.eq(n_now + spike if spec.cumulative else spike)
+    says = Cat(enter, skip, over, place, Value.cast(step), own, said, spike != 0)
+    for stage in range(1, len(inside["tags"])):
+        says = bench.before(says, f"stage_{stage}")
+    at = Signal(data.StructLayout({"on": 1, "skip": 1, "last": 1, "place": len(place), "step": STEP, "own": 1, "value": 4, "fired": 1}))
+    m.d.comb += Value.cast(at).eq(says)
+    volley, push, some = inside["volley"], inside["push"], Signal()
+    value = Value.cast(Array(volley.values)[lane]).as_unsigned()
+    any_ = Cat(Value.cast(one) != 0 for one in volley.values).any() if not spec.cumulative else inside["fired"].any()
+    with m.If(at.on):
+        m.d.sync += some.eq(~at.last & (some | (any_ & ~at.skip)))
+    where = (volley.part == at.place % parts) & (volley.x == at.place // parts % width) & (volley.y == at.place // (parts * width))
+    bench.claim("what enters leaves five cycles later", inside["done"].on == at.on)
+    bench.claim("a chunk has the neuron's spike, or its count", ~at.own | (value == at.value[: len(value)]))
+    bench.claim("a neuron that spikes is told of", ~at.own | ~at.fired | push)
+    bench.claim("every chunk sends, or one that says something, or a step's last", push == (at.on & (at.last | int(spec.complete) | any_)))
+    bench.claim("a chunk has its place", ~at.on | at.skip | where)
+    bench.claim("a chunk has its step", ~at.on | (Value.cast(volley.step)[:3] == Value.cast(at.step)[:3]))
+    bench.claim("a step's mark is its last", ~at.on | (volley.mark == at.last) & (volley.empty == at.skip))
+    active = at.step.active | some | (any_ & ~at.skip)
+    bench.claim("a step is active if it came so or a neuron spikes", ~at.on | ~at.last | (volley.step.active == active))
+    return bench
+
+
+def _kept(bench: Bench, name: str, shape: Any) -> Signal:
+    """Any value, the same for ever."""
+    value, begun, kept = Signal(shape, name=name), Signal(name=f"{name}_begun"), Signal(shape, name=f"{name}_kept")
+    bench.m.d.comb += value.eq(Mux(begun, kept, bench.free(f"{name}_free", shape)))
+    bench.m.d.sync += [begun.eq(1), kept.eq(value)]
+    return value
+
+
 def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases: Sequence[int] = (0,)) -> Bench:
     """Channels of every threshold from 1 to ``thresholds``, one a cycle, and any S in ``total``."""
     channels = [(theta, biases[theta % len(biases)]) for theta in range(1, thresholds + 1)]
@@ -244,6 +327,10 @@ def volleys(kind: str, chunks: int, dense: bool) -> Bench:
 _NEURON = (
     "the gates are the neuron; 0 <= n <= t <= T; v in its interval; at rest n = clip(floor(S / theta), 0, T), within T quiet sleep steps"
 )
+_ARRAY = (
+    "NeuronArray: any one neuron of several does what one alone would, in its width; its chunk leaves five cycles later with its spike "
+    "or count, its place and its step's flags; a step that is skipped changes nothing"
+)
 _COUNT = "n = clip(floor(S / theta), 0, T)"
 _VOLLEYS = "the volleys' FIFO never overflows, credits are exact, offers stand"
 
@@ -255,6 +342,18 @@ def _neuron(name: str, case: Neuron, what: str, fast: bool = True) -> Property:
 def _count(name: str, levels: int, thresholds: int, total: Interval, fast: bool = True, **options: Any) -> Property:
     what = f"T = {levels}, theta 1 to {thresholds}, S in {total}"
     return Property(f"divider-{name}", f"{_COUNT} ({what})", lambda: counts(levels, thresholds, total, **options), 14, fast)
+
+
+def _several(shape: MapShape, lanes: int, levels: int = 1, width: int = 2, **options: Any) -> NeuronSpec:
+    """Thresholds and biases of small neurons."""
+    thetas, biases = (1, 2, 1)[: shape[0]], (0, -1, 1)[: shape[0]]
+    return NeuronSpec(CurrentFormat(shape, lanes, width), levels, thetas, biases, Interval(-4, 3), **options)
+
+
+def _array(name: str, what: str, spec: NeuronSpec, depth: int = 0) -> Property:
+    claim = f"{_ARRAY} ({what})"
+    engine: Engine = "induction" if depth else "pdr"
+    return Property(f"array-{name}", claim, partial(array, spec), depth or 8, False, engine, bounded=bool(depth))
 
 
 def _volleys(kind: str, chunks: int, dense: bool) -> Property:
@@ -271,6 +370,10 @@ PROPERTIES = (
     _neuron("four", Neuron((7, -4), 1, 6, 4), "2 sources", fast=False),
     _neuron("many", Neuron((2, -1, -2), 1, 2, 2), "3 sources", fast=False),
     _neuron("image-wide", Neuron((7, -5), 3, 9, 4, image=15), "2 pixels of 0 to 15", fast=False),
+    _array("two", "2 chunks of a lane, T = 1", _several((2, 1, 1), 1)),
+    _array("lanes", "2 pixels of 2 parts of 2 lanes, one of them padded, T = 1", _several((3, 1, 2), 2), 18),
+    _array("six", "6 chunks of a lane, more than the pipeline has stages, T = 2", _several((2, 1, 3), 1, levels=2, width=3), 16),
+    _array("counts", "2 chunks of a lane, counts, T = 2", _several((2, 1, 1), 1, levels=2, cumulative=True), 18),
     _count("binary", 1, 4, Interval(-3, 7)),
     _count("three", 3, 5, Interval(-9, 20)),
     _count("seven", 7, 7, Interval(-64, 63)),
