@@ -270,7 +270,7 @@ def prove(
 ) -> Result:
     """Proves the claims of ``bench`` by induction over at most ``depth`` cycles; ``bounded``: only for so many from the start.
 
-    With the engine "pdr", for runs of any length, or, ``bounded``, no proof but a search among the runs of `LONGEST` cycles, which names no
+    With the engine "pdr", for runs of any length, or, ``bounded``, after a search among the runs of `LONGEST` cycles, which names no
     claims; else ``depth`` is how far a run goes that names those that fail.
     ``among``: only these, see `Bench.assert_claims`. A SAT instance, or all of "pdr", may take ``timeout`` seconds.
     """
@@ -278,9 +278,11 @@ def prove(
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
     upsets = "\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset)
     if engine == "pdr":
-        search = f"bmc3 -F {LONGEST}" if bounded else "pdr"
-        script = _ABC.format(search=search, timeout=timeout)
-        status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
+        for search in (f"bmc3 -F {LONGEST}", "pdr") if bounded else ("pdr",):  # the former misses what fails in the first cycle, always
+            script = _ABC.format(search=search, timeout=timeout)
+            status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
+            if status.startswith("snl_SAT"):
+                break
         if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
             raise RuntimeError(f"yosys has not looked at the claims: {status[:400]}")
         if found[1] != "SAT":

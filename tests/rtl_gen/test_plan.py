@@ -123,12 +123,13 @@ def test_max_share_is_honoured(share: float) -> None:
 
 
 def test_the_lenet_fits_an_icebreaker_a_tap_at_a_time() -> None:
-    """Its smallest plan fills more than plans do otherwise, unless told what may be filled."""
+    """Its smallest plan fills about what plans do, unless told what may be filled."""
     net, board = IntegerNet.load(EXAMPLES / "lenet_up5k.pt"), BOARDS["icebreaker"]
     plan = make_plan(net, board, images=images(net))
     assert [lanes.serial for lanes in plan.lanes] == [True, True, False]
-    assert 0.8 * 5280 < plan.resources.lut4 < 0.95 * 5280
-    assert make_plan(net, board, Options(fastest=True), images=images(net)).prediction.interval < 0.6 * plan.prediction.interval
+    assert 0.75 * 5280 < plan.resources.lut4 < 0.95 * 5280
+    fastest = make_plan(net, board, Options(fastest=True, max_share=0.9), images=images(net))
+    assert fastest.prediction.interval < 0.6 * plan.prediction.interval
     fixed = make_plan(net, board, Options(lanes={"conv2": (2, None)}), images=images(net))
     assert (fixed.lanes[1].synapses, fixed.lanes[1].neurons, fixed.lanes[1].serial) == (2, 2, True)
     with pytest.raises(CascError, match="lanes of the planner's choice"):
@@ -136,8 +137,8 @@ def test_the_lenet_fits_an_icebreaker_a_tap_at_a_time() -> None:
     roomy = make_plan(net, board, Options(max_share=0.9), images=images(net))
     assert plan.resources.lut4 < roomy.resources.lut4 <= 0.9 * 5280
     assert roomy.prediction.interval < plan.prediction.interval
-    with pytest.raises(CascError, match=r"lenet_up5k: needs at least \d+ of LUT4, iCE40UP5K has 4224 to give"):
-        make_plan(net, board, Options(max_share=0.8), images=images(net))
+    with pytest.raises(CascError, match=r"lenet_up5k: needs at least \d+ of LUT4, iCE40UP5K has 3960 to give"):
+        make_plan(net, board, Options(max_share=0.75), images=images(net))
 
 
 @pytest.mark.parametrize("luts", [6000, 9000, 18000])

@@ -105,12 +105,14 @@ def test_equal_on_an_ecp5(net: IntegerNet, images: torch.Tensor, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_wrong_sum_is_told(run: Run, broken: Any) -> None:
-    """The lowest two bits of the read-out's factor, exchanged."""
+    """The lowest two bits of the read-out's factors, exchanged."""
 
     def exchange(top: dict[str, Any]) -> None:
-        (multiplier,) = [cell for cell in top["cells"].values() if cell["type"] == "SB_MAC16"]
-        wires = multiplier["connections"]["A"]
-        wires[0], wires[1] = wires[1], wires[0]
+        multipliers = [cell for cell in top["cells"].values() if cell["type"] == "SB_MAC16"]
+        assert multipliers
+        for multiplier in multipliers:
+            wires = multiplier["connections"]["A"]
+            wires[0], wires[1] = wires[1], wires[0]
 
     folder = broken(exchange)
     result = run("synth", folder)
