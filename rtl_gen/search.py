@@ -52,8 +52,8 @@ class Options:
     ----------
     code: "spike" or "count".
     lanes: by layer, synapse lanes that are not to be changed, and perhaps neuron lanes.
-    max_share: share of the logic that may be filled (None: `MAX_SHARE`, or `TIGHT_SHARE` by the smallest plan, if no other fits);
-        ``max_lut``: LUT4s that may, if given.
+    max_share: share of the logic that may be filled (None: `MAX_SHARE`, or `TIGHT_SHARE` by the smallest plan, if no other fits, and
+        by the fastest, if one lane a layer does not fit); ``max_lut``: LUT4s that may, if given.
     fastest: as fast as the device allows, whatever the area.
     target_fps: the smallest plan that takes so many images a second at the clock assumed.
     """
@@ -174,9 +174,9 @@ class Search:
     def smallest(self) -> Candidate:
         """One lane everywhere; where that is too much, layer after layer what is nearest to room; then, where it may, with more room."""
         single = [Lanes(1, 1, self._multipliers(index)[0]) for index in range(len(self.net.layers))]
-        best = self.candidate([self.fixed.get(index, lanes) for index, lanes in enumerate(single)], 1)
-        best = self._squeezed(best)
-        if self.over(best) and self.options.max_share is None:
+        first = self.candidate([self.fixed.get(index, lanes) for index, lanes in enumerate(single)], 1)
+        best = self._squeezed(first)
+        if self.options.max_share is None and (self.over(best) or (self.options.fastest and best is not first)):
             self.share, self.tight = TIGHT_SHARE, True
             best = self._squeezed(best)
         return best

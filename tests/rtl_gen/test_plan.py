@@ -128,7 +128,7 @@ def test_the_lenet_fits_an_icebreaker_a_tap_at_a_time() -> None:
     plan = make_plan(net, board, images=images(net))
     assert [lanes.serial for lanes in plan.lanes] == [True, True, False]
     assert 0.75 * 5280 < plan.resources.lut4 < 0.95 * 5280
-    fastest = make_plan(net, board, Options(fastest=True, max_share=0.9), images=images(net))
+    fastest = make_plan(net, board, Options(fastest=True), images=images(net))
     assert fastest.prediction.interval < 0.6 * plan.prediction.interval
     fixed = make_plan(net, board, Options(lanes={"conv2": (2, None)}), images=images(net))
     assert (fixed.lanes[1].synapses, fixed.lanes[1].neurons, fixed.lanes[1].serial) == (2, 2, True)
