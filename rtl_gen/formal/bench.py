@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from amaranth.back import rtlil
-from amaranth.hdl import Assert, Assume, ClockDomain, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Assert, Assume, ClockDomain, Elaboratable, Module, Mux, Signal, Value
 
 from casc_hw.errors import CascError
 from rtl_gen import tools
@@ -87,6 +87,15 @@ class Bench(Elaboratable):
         signal: Any = Signal(shape, name=name)
         self.inputs.append(Value.cast(signal))
         return signal
+
+    def fixed(self, name: str, size: int) -> Signal:
+        """A number of `range` (``size``), any one, the same for ever."""
+        number, kept = (Signal(range(max(size, 2)), name=f"{part}{name}") for part in ("", "kept_"))
+        chosen, begun = self.free(f"any_{name}", range(max(size, 2))), Signal(name=f"begun_{name}")
+        self.m.d.comb += number.eq(Mux(begun, kept, chosen))
+        self.m.d.sync += [begun.eq(1), kept.eq(number)]
+        self.assume(number < size)
+        return number
 
     def assume(self, condition: Any) -> None:
         """Cycles without ``condition`` do not occur."""
@@ -187,6 +196,34 @@ class Inside:
         port = self[memory].read_port(domain="comb")
         self.m.d.comb += port.addr.eq(address)
         return Value.cast(port.data)
+
+
+class Buffered:
+    """Inside Amaranth's `SyncFIFOBuffered` of a depth of two or more: what waits in it, and that its counters agree.
+
+    Members
+    -------
+    level: transfers that wait. front: the first of them stands at the output.
+    """
+
+    def __init__(self, bench: Bench, fifo: Inside) -> None:
+        self._bench, self._fifo, self._size = bench, fifo, fifo.component.depth - 1
+        self.front, self.level, inner = fifo.component.r_rdy, fifo.component.level, fifo["inner_level"]
+        produce, self._consume = fifo["produce"], fifo["consume"]
+        bench.claim("the FIFO's count does not overflow", inner <= self._size)
+        bench.invariant("the FIFO's places exist", (produce < self._size) & (self._consume < self._size))
+        bench.invariant("the FIFO's places and its count agree", self._place(inner) == produce)
+        bench.invariant("the output is empty for a cycle at most", self.front | (inner <= 1))
+
+    def _place(self, ahead: Any) -> Value:
+        end = self._consume + ahead
+        return Mux(end >= self._size, end - self._size, end)
+
+    def word(self, ahead: Any) -> Value:
+        """What the transfer carries that leaves after ``ahead`` others, of those that wait."""
+        address = Signal(range(max(self._size, 2)))
+        self._bench.m.d.comb += address.eq(self._place(ahead - self.front))
+        return Mux(self.front & (ahead == 0), Value.cast(self._fifo.component.r_data), self._fifo.word("storage", address))
 
 
 class Watch:

@@ -62,11 +62,7 @@ class Neuron:
     def __init__(self, bench: Bench, spec: SynapsesSpec, came: Events, i: Any, o: Any) -> None:
         m, geometry, out = bench.m, spec.geometry, spec.currents
         sources, targets = places(geometry.source), places(geometry.target)
-        chosen, begun, kept = bench.free("target", range(len(targets))), Signal(), Signal(range(len(targets)))
-        self.place = Signal(range(len(targets)))
-        bench.assume(self.place < len(targets))
-        m.d.comb += self.place.eq(Mux(begun, kept, chosen))
-        m.d.sync += [begun.eq(1), kept.eq(self.place)]
+        self.place = bench.fixed("target", len(targets))
 
         self.came, self._bench, self._size = came, bench, 1 << len(came.place)
         self._rows = [[weight_of(spec, to, source) for source in sources] + [0] * (self._size - len(sources)) for to in targets]

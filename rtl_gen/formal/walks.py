@@ -65,6 +65,11 @@ def looked_up(bench: Bench, name: str, index: Any, table: Sequence[int]) -> Sign
     return signal
 
 
+def cells_of(geometry: Geometry, columns: int) -> list[tuple[int, int]]:
+    """(row, column) of a step's cells, of which a row has ``columns``, but for the last, that ends with the geometry's own."""
+    return [*product(range(geometry.rows), range(columns))][: (geometry.rows - 1) * columns + geometry.columns]
+
+
 def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     """Each event in the cell and the weight row that the definition gives it; ``spare`` columns more than the geometry needs."""
     events = EventFormat(geometry.source, SPIKES)
@@ -78,9 +83,7 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     leave = o.valid & o.ready
     event, mark = leave & ~p.mark, leave & p.mark
     touched = Signal()  # the step has had an event that was given on
-    cells = (
-        [(0, 0)] if geometry.flat else [*product(range(geometry.rows), range(columns))][: (geometry.rows - 1) * columns + geometry.columns]
-    )
+    cells = [(0, 0)] if geometry.flat else cells_of(geometry, columns)
     cell = Signal(range(max(len(cells), 2)))
     last = cell == len(cells) - 1
     with m.If(mark):
@@ -114,7 +117,7 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     bench.claim("an empty step has no cells", ~o.valid | ~p.mark | ~p.empty | (cell == 0))
     bench.claim("what is offered and taken moves something", ~dut.i.valid | ~o.ready | dut.i.ready | o.valid)
     bench.claim("an offer stands until it is taken", bench.stands(o, "o"))
-    for flag, values in ({} if geometry.flat else _flags(geometry, cells)).items():
+    for flag, values in ({} if geometry.flat else flags_of(geometry, cells)).items():
         right = getattr(p, flag) == looked_up(bench, f"told_{flag}", cell, values)
         bench.claim(f"a cell's flags: {flag}", ~o.valid | ~p.mark | Mux(p.empty, p.end if flag == "end" else 1, right))
     if not geometry.flat:
@@ -128,7 +131,7 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     return bench
 
 
-def _flags(geometry: Geometry, cells: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+def flags_of(geometry: Geometry, cells: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
     """What each cell's mark tells, by flag: of the rows of neurons, which each have ``taps`` times ``stride`` rows of sources."""
     (_, height, width), (down, _), (pad, _), (tall, wide) = geometry.target, geometry.stride, geometry.padding, geometry.taps
     ends = {oy * down - pad + tall * down - 1 for oy in range(height)}  # the last row of sources of each row of neurons

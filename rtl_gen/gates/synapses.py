@@ -419,9 +419,9 @@ class Synapses(wiring.Component):
         if spec.passes == 1:
             return {key: Mux(zero, 0, value) for key, value in moved.items()}
         if spec.passes <= ROTATED:
-            following = {}
+            following, chains = {}, {}
             for (slot, lane), value in moved.items():
-                chain = [
+                chains[slot, lane] = chain = [
                     Signal(signed(spec.currents.width), name=f"window_{slot[0]}_{slot[1]}_{lane}_{index}", reset_less=True)
                     for index in range(spec.passes - 1)
                 ]

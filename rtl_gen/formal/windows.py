@@ -1,0 +1,271 @@
+"""What is claimed of a convolution's `Synapses`: each current is the sum, by the definition, over the events of its cells."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
+from amaranth.lib import data
+
+from rtl_gen.formal.bench import Bench, Buffered, Inside, Property
+from rtl_gen.formal.synapses import COUNTS, spec_of
+from rtl_gen.formal.walks import SPIKES, cells_of, flags_of, looked_up
+from rtl_gen.gates import synapses
+from rtl_gen.gates.streams import place_bits
+from rtl_gen.gates.synapses import ROTATED, SynapsesSpec
+from rtl_gen.gates.walk import Geometry
+
+
+class Cells:
+    """Steps of cells as `Walk` and `Replay` send them, with any events of each cell's sources in each of its passes.
+
+    Members
+    -------
+    rows: (row, column) by cell. at, turn: the cell and the pass of what is offered. count: cells.
+    enter: it is taken; marks: that is a cell's mark; ends: and a step's.
+    y, x: place of the event in the padded map; channel: its.
+    """
+
+    def __init__(self, bench: Bench, spec: SynapsesSpec, i: Any) -> None:
+        m, geometry, p = bench.m, spec.geometry, i.p
+        self.cells = cells = cells_of(geometry, spec.walk.columns)
+        channels, height, width = geometry.source
+        (down, across), (pad_y, pad_x) = geometry.stride, geometry.padding
+        self.at, self.turn = Signal(range(max(len(cells), 2)), name="at"), Signal(place_bits(spec.passes), name="turn")
+        self.touched = touched = Signal()
+        bench.drive(i, "i", stable=True)
+        self.enter, self.empty = i.valid & i.ready, p.mark & p.empty
+        self.marks = self.enter & p.mark & ~p.empty
+        end, last = self.at == len(cells) - 1, self.turn == spec.passes - 1
+        self.ends = self.enter & p.mark & (p.empty | (end & last))
+        with m.If(self.marks):
+            m.d.sync += self.turn.eq(Mux(last, 0, self.turn + 1))
+            with m.If(last):
+                m.d.sync += self.at.eq(Mux(end, 0, self.at + 1))
+        with m.If(self.enter):
+            m.d.sync += touched.eq(~self.ends & (touched | ~p.mark))
+        bench.assume(~i.valid | ~self.empty | ((self.at == 0) & (self.turn == 0) & ~touched & p.end))
+        for flag, values in flags_of(geometry, cells).items():
+            right = getattr(p, flag) == looked_up(bench, f"told_{flag}", self.at, values)
+            bench.assume(~i.valid | ~p.mark | p.empty | right)
+        leaves = [column - geometry.taps[1] + 1 for _, column in cells]
+        enters = [column for _, column in cells[1:] + cells[:1]]
+        for name, numbers in (("leave", leaves), ("enter", enters)):
+            known = [int(0 <= number < geometry.target[2]) for number in numbers]
+            right = getattr(p, name) == looked_up(
+                bench, f"told_{name}", self.at, [number if is_ else 0 for number, is_ in zip(numbers, known, strict=True)]
+            )
+            bench.assume(~i.valid | ~p.mark | p.empty | ~looked_up(bench, f"knows_{name}", self.at, known) | right)
+
+        # The row of weights tells the source's channel, and its place in the stride.
+        phases = [divmod(row % geometry.phases, across) for row in range(geometry.sources)]
+        self.channel = looked_up(bench, "channel", p.row, [row // geometry.phases for row in range(geometry.sources)])
+        phase_y, phase_x = (looked_up(bench, f"phase_{side}", p.row, [phase[side] for phase in phases]) for side in range(2))
+        self.y, self.x = Signal(range(geometry.rows + pad_y + 1)), Signal(range((spec.walk.columns + 1) * across))
+        m.d.comb += [
+            self.y.eq(looked_up(bench, "y", self.at, [y + pad_y for y, _ in cells])),
+            self.x.eq(looked_up(bench, "x", self.at, [column * across for _, column in cells]) + phase_x),
+        ]
+        on_map = (self.y >= pad_y) & (self.y < height + pad_y) & (self.x >= pad_x) & (self.x < width + pad_x) & (p.row < geometry.sources)
+        phase = looked_up(bench, "phase", self.at, [(y + pad_y) % down for y, _ in cells])
+        its_set = looked_up(bench, "its_set", self.channel, [channel * spec.sets // channels for channel in range(channels)])
+        sound = on_map & (phase_y == phase) & (p.set == its_set) & (p.value >= spec.events.value.lo) & (p.value <= spec.events.value.hi)
+        bench.assume(~i.valid | p.mark | (sound & (p.value != 0)))
+        bench.invariant("the cell and the pass exist", (self.at < len(cells)) & (self.turn < spec.passes))
+
+
+def window(spec: SynapsesSpec) -> Bench:
+    """Any one neuron's sum, where it waits from cell to cell, and any one chunk on its way out."""
+    bench, dut = Bench(), synapses.Synapses(spec)
+    m, inside, geometry, out = bench.m, bench.part("dut", dut), spec.geometry, spec.currents
+    i, o, passes, lanes, (taps_y, taps_x) = dut.cells, dut.currents, spec.passes, spec.lanes, geometry.taps
+    (down, across), (pad_y, _) = geometry.stride, geometry.padding
+    came = Cells(bench, spec, i)
+    cells = came.cells
+    bench.take(o, "o")
+
+    # Any one neuron, the same for ever; what the event that is offered gives it, by the definition of a convolution.
+    sizes = (geometry.target[1], geometry.target[2], geometry.outputs)
+    neuron = [bench.fixed(name, size) for name, size in zip(("row", "column", "output"), sizes, strict=True)]
+    to_y, to_x, output = neuron
+    its, adder = (Signal(range(max(size, 2)), name=name) for name, size in (("its", passes), ("adder", lanes)))
+    m.d.comb += [
+        its.eq(looked_up(bench, "pass_of", output, [number // lanes for number in range(geometry.outputs)])),
+        adder.eq(looked_up(bench, "adder_of", output, [number % lanes for number in range(geometry.outputs)])),
+    ]
+    ky, kx = Signal(range(-64, 64)), Signal(range(-64, 64))
+    m.d.comb += [ky.eq(came.y - to_y * down), kx.eq(came.x - to_x * across)]
+    in_kernel = (ky >= 0) & (ky < geometry.kernel[0]) & (kx >= 0) & (kx < geometry.kernel[1])
+    weight, gives, total = Signal(signed(spec.weight_bits)), Signal(signed(out.width)), Signal(signed(out.width))
+    inputs, group = geometry.source[0] // geometry.groups, geometry.outputs // geometry.groups
+    kernels: Any = [
+        [
+            spec.weights[to][channel % inputs] if channel // inputs == to // group else ((0,) * geometry.kernel[1],) * geometry.kernel[0]
+            for channel in range(geometry.source[0])
+        ]
+        for to in range(geometry.outputs)
+    ]
+    m.d.comb += weight.eq(
+        Array(Array(Array(Array(row) for row in kernel) for kernel in of) for of in kernels)[output][came.channel][ky.as_unsigned()[:6]][
+            kx.as_unsigned()[:6]
+        ]
+    )
+    m.d.comb += gives.eq(Mux(~i.p.mark & in_kernel & (came.turn == its), weight * i.p.value, 0))
+    with m.If(came.enter):
+        m.d.sync += total.eq(Mux(came.ends, 0, total + gives))
+
+    bench.invariant("a step begins with no sum", came.touched | (total == 0))
+
+    begins = [cells.index((max(y * down - pad_y, 0), x)) for y in range(sizes[0]) for x in range(sizes[1])]
+    begin = looked_up(bench, "begin", to_y * sizes[1] + to_x, begins)
+    bench.invariant("no sum before its first cell", (Cat(came.turn, came.at) >= Cat(its[: len(came.turn)], begin)) | (total == 0))
+
+    # So many cycles later it acts on the sums.
+    def later(value: Any, name: str) -> list[Any]:
+        """It, as it was 0, 1, ... and so many cycles ago."""
+        return list(accumulate(range(spec.stages), lambda value, stage: bench.before(value, f"{name}_{stage}"), initial=value))
+
+    at, turn, sum_ = (later(value, name)[-1] for value, name in ((came.at, "at"), (came.turn, "turn"), (total, "sum")))
+    marked, empty = later(came.marks, "marks")[-1], later(came.enter & came.empty, "empty")[-1]
+    step = later(Value.cast(i.p.step), "step")[-1]
+    emits = flags_of(geometry, cells)["emit"]
+    sends = later((came.marks & looked_up(bench, "emits_now", came.at, emits)) | (came.enter & came.empty), "sends")
+    sums, follows, send = inside["sums"], Signal.like(came.at), inside["send"]
+    behind = Signal()  # the neuron's pass of this cell is over
+    m.d.comb += [behind.eq(its < turn), follows.eq(Mux(behind, Mux(at == len(cells) - 1, 0, at + 1), at))]
+    ny = looked_up(bench, "row_of_cell", follows, [y + pad_y for y, _ in cells])
+    nx = looked_up(bench, "column_of_cell", follows, [column for _, column in cells])
+    tap_y, tap_x = (Signal(range(-64, 64), name=f"tap_{side}") for side in "yx")
+    m.d.comb += [tap_y.eq(looked_up(bench, "band", follows, [(y + pad_y) // down for y, _ in cells]) - to_y), tap_x.eq(nx - to_x)]
+    hit = (tap_y >= 0) & (tap_y < taps_y) & (tap_x >= 0) & (tap_x < taps_x)
+    place = Signal(range(max(len(sums), 2)))  # among `sums`
+    m.d.comb += place.eq((tap_y * taps_x + tap_x) * lanes + adder)
+    bench.invariant("the sum of this pass", ~hit | (its != turn) | (Array(sums.values())[place] == sum_))
+    if passes > 1 and taps_x > 1:
+        if passes <= ROTATED:
+            ahead = Signal(range(passes))
+            m.d.comb += ahead.eq(Mux(behind, its + passes, its) - turn - 1)
+            waits = Array([Array(chain) for chain in inside["_windows.chains"].values()])[place][ahead[: place_bits(passes - 1)]]
+        else:
+            waits = Value.cast(inside.word("_windows.windows", its)).word_select(place, out.width).as_signed()
+        bench.invariant("the sum of another pass", ~hit | (its == turn) | (follows == 0) | (waits == sum_))
+    if geometry.kept_rows:
+        first_tap = 0 if down > 1 else 1
+        to_come = Signal(range(geometry.rows + pad_y + 2))  # the next row that the neuron hears of
+        past = nx >= to_x + taps_x
+        m.d.comb += to_come.eq(ny + past)
+        before = (nx < to_x) | ((nx == to_x) & (its != turn) if taps_x == 1 else 0)
+        begun = (to_come > to_y * down) & (to_come > pad_y)
+        tap = looked_up(bench, "tap", to_come, [number // down for number in range(geometry.rows + pad_y + 2)]) - to_y
+        word = Value.cast(inside.word("_row_memory.rows", Cat(its[: place_bits(passes)], to_x[: place_bits(geometry.target[2])])))
+        kept = word.word_select(((tap - first_tap)[:6].as_unsigned() * lanes + adder)[:8], out.width).as_signed()
+        bench.invariant("the sum between rows", ~((past | before) & begun & (tap < taps_y)) | (kept == sum_))
+
+    # What the gates say of the pass.
+    per_set, walks = passes // spec.sets, inside["_next_chunk.within"] if passes > 1 else Const(0)
+    if passes > 1:
+        base = looked_up(bench, "base_of", came.turn, [(number - number // per_set) * spec.set_rows for number in range(passes)])
+        bench.invariant("the pass", (inside["chunk"] == came.turn) & (inside["base"] == base))
+        bench.invariant(
+            "the pass of its set", walks == looked_up(bench, "within_of", came.turn, [number % per_set for number in range(passes)])
+        )
+        bench.invariant(
+            "its set", inside["chunk_set"] == looked_up(bench, "set_of", came.turn, [number // per_set for number in range(passes)])
+        )
+
+    # What is complete, and its way out.
+    mine = marked & (its == turn) & (ny + 1 == (to_y + taps_y) * down) & (nx == to_x + taps_x - 1)
+    ends = empty | ((at == len(cells) - 1) & (turn == passes - 1))
+    bench.claim("sums: the neuron's sum, once it is complete", ~mine | (send & (Array(inside["complete"].x)[adder] == sum_)))
+    bench.claim("order: what is sent is complete, or an empty step", send == sends[-1])
+    fifo = Buffered(bench, inside.child("fifo"))
+    bench.claim("order: what is sent finds room", ~send | inside["fifo"].w_rdy)
+    bench.claim("order: credits are the room that nobody has taken", inside["credits"] + sum(sends[1:]) + fifo.level == spec.room)
+    idle = Signal(range(spec.stages + 5))
+    m.d.sync += idle.eq(Mux(i.valid & ~i.ready & ~o.valid, idle + 1, 0))
+    bench.claim("order: what waits moves", idle <= spec.stages + 2)
+    told = {"empty": empty, "end": ends, "mine": mine, "turn": turn, "sum": sum_, "step": step}
+    _leaving(bench, spec, inside, fifo, told, adder, Mux(looked_up(bench, "emits", at, emits), turn, 0))
+    return bench
+
+
+def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, told: dict[str, Any], adder: Any, following: Any) -> None:
+    """Any one chunk from where it is complete until it has left, in parts; ``told`` of it as it is sent; ``following``: the next chunk's pass."""
+    m, o, passes, lanes = bench.m, inside.component.currents, spec.passes, spec.currents.lanes
+    send, taken, there, p = inside["send"], inside["taken"], inside["there"], o.p
+    waiting, ahead = Signal(), Signal(range(spec.room + 2))
+    kept = {name: Signal.like(Value.cast(value), name=f"kept_{name}") for name, value in told.items()}
+    with m.If(send & bench.free("pick") & ~waiting):
+        m.d.sync += [waiting.eq(1), ahead.eq(fifo.level - taken), *(kept[name].eq(value) for name, value in told.items())]
+    with m.Elif(waiting & taken):
+        m.d.sync += [ahead.eq(ahead - 1), waiting.eq(ahead != 0)]
+    word = data.View(inside["parcel"], fifo.word(ahead))
+    same = (word.empty == kept["empty"]) & (word.end == kept["end"]) & (Value.cast(word.step) == kept["step"])
+    same &= ~kept["mine"] | (Array(word.x)[adder] == kept["sum"])
+    bench.invariant("the chunk watched is in its place", ~waiting | ((ahead < fifo.level) & same))
+    filled = [~data.View(inside["parcel"], fifo.word(Const(place, len(ahead)))).empty for place in range(spec.room)]
+    in_turn = looked_up(
+        bench, "in_turn", inside["whole"] + sum((place < ahead) & is_ for place, is_ in enumerate(filled)), _TURNS(passes, spec.room)
+    )
+    bench.invariant("the pass of the chunk watched", ~waiting | (in_turn == kept["turn"]))
+    after = looked_up(
+        bench, "after", inside["whole"] + sum((place < fifo.level) & is_ for place, is_ in enumerate(filled)), _TURNS(passes, spec.room)
+    )
+    bench.invariant("the pass of the next chunk", (after == following) & (inside["whole"] < passes))
+
+    parts = spec.lanes // lanes
+    part = Signal(range(max(parts, 2)))
+    leave, now = o.valid & o.ready, there & waiting & (ahead == 0)
+    with m.If(leave):
+        m.d.sync += part.eq(Mux(taken, 0, part + 1))
+    last = kept["empty"] | (part == Mux(kept["turn"] == passes - 1, spec.currents.parts - (passes - 1) * parts, parts) - 1)
+    bench.invariant("the part", inside["part"] == 1 << part)
+    bench.claim("order: what waits is offered", o.valid == there)
+    bench.claim("order: a chunk leaves with its last part", ~now | (taken == (leave & last)))
+    bench.claim("order: the step's last part is marked", ~now | (p.mark == (kept["end"] & last)))
+    lane, its_part = (
+        looked_up(bench, name, adder, numbers)
+        for name, numbers in (
+            ("lane", [number % lanes for number in range(spec.lanes)]),
+            ("its_part", [number // lanes for number in range(spec.lanes)]),
+        )
+    )
+    bench.claim("sums: it leaves as it was", ~now | ~kept["mine"] | (part != its_part) | (Array(p.x)[lane] == kept["sum"]))
+    bench.claim("steps: a chunk has its flags", ~now | ((p.empty == kept["empty"]) & (Value.cast(p.step) == kept["step"])))
+    bench.claim("order: an offer stands until it is taken", bench.stands(o, "o"))
+
+
+def _TURNS(passes: int, room: int) -> list[int]:
+    return [number % passes for number in range(passes + room)]
+
+
+def _window(name: str, what: str, spec: SynapsesSpec, fast: bool = False) -> Property:
+    return Property(f"window-{name}", f"{_WINDOW} ({what})", partial(window, spec), 9, fast)
+
+
+_WINDOW = "Synapses of a convolution"
+
+_W = (1, -1, -2, 1, -1, 3, -4, 2, 1, -3, 2, 0, -1)
+
+PROPERTIES = (
+    _window("1x1", "a source, kernel 1 x 1", spec_of(Geometry((1, 1, 1), 1), SPIKES, 1, (1,), room=2)),
+    _window("1x2", "1 x 3, kernel 1 x 2", spec_of(Geometry((1, 1, 3), 1, (1, 2)), SPIKES, 1, (1, -1), room=2)),
+    _window("2x1", "3 x 2, kernel 2 x 1", spec_of(Geometry((1, 3, 2), 1, (2, 1)), SPIKES, 1, (1, -2), room=2)),
+    _window("2x2", "2 x 2, kernel 2 x 2", spec_of(Geometry((1, 2, 2), 1, (2, 2)), SPIKES, 1, (1, -1, -1, 1), room=2)),
+    _window("3x3", "2 channels of 3 x 4, kernel 3 x 3, padding 1", spec_of(Geometry((2, 3, 4), 2, (3, 3), padding=(1, 1)), SPIKES, 2, _W)),
+    _window("3x3-2", "5 x 4, kernel 3 x 3, stride 2, padding 1", spec_of(Geometry((1, 5, 4), 1, (3, 3), (2, 2), (1, 1)), SPIKES, 1, _W)),
+    _window("1x1-2", "2 channels in 2 groups of 4 x 4, kernel 1 x 1, stride 2", spec_of(Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), SPIKES, 1, _W)),
+    _window("2x2-2", "3 x 5, kernel 2 x 2, stride 2: sources that reach no neuron", spec_of(Geometry((1, 3, 5), 1, (2, 2), (2, 2)), COUNTS, 1, _W)),
+    _window("5x3", "4 x 4, kernel 5 x 3, padding 3 x 2", spec_of(Geometry((1, 4, 4), 1, (5, 3), (1, 1), (3, 2)), SPIKES, 1, _W)),
+    _window("parts", "2 channels to 3 of 3 x 3, kernel 2 x 2, 2 lanes, 1 a transfer", spec_of(Geometry((2, 3, 3), 3, (2, 2)), COUNTS, 2, _W)),
+    _window("passes", "3 x 3 to 3 channels, kernel 2 x 2, a lane", spec_of(Geometry((1, 3, 3), 3, (2, 2)), SPIKES, 1, _W)),
+    _window("memory", "3 x 3 to 5 channels, kernel 2 x 2, a lane", spec_of(Geometry((1, 3, 3), 5, (2, 2)), SPIKES, 1, _W)),
+    _window("sets", "4 channels in 2 groups to 4, 3 x 3, kernel 3 x 3, padding 1, a lane", spec_of(Geometry((4, 3, 3), 4, (3, 3), padding=(1, 1), groups=2), SPIKES, 1, _W)),
+    _window("depthwise", "2 channels in 2 groups, 3 x 3, kernel 3 x 3, padding 1, 2 lanes", spec_of(Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1), groups=2), SPIKES, 2, _W)),
+    _window("column", "3 x 3 to 2 channels, kernel 2 x 1, a lane", spec_of(Geometry((1, 3, 3), 2, (2, 1)), SPIKES, 1, _W)),
+    _window("column-2", "4 x 3 to 2 channels, kernel 3 x 1, stride 2, padding 1, a lane", spec_of(Geometry((1, 4, 3), 2, (3, 1), (2, 1), (1, 0)), SPIKES, 1, _W)),
+    _window("logic", "3 x 3, kernel 2 x 2, products in logic", spec_of(Geometry((1, 3, 3), 1, (2, 2)), COUNTS, 1, (15, -16, 9), multiplier="logic")),
+    _window("both", "3 x 3, kernel 2 x 2, products in both", spec_of(Geometry((1, 3, 3), 1, (2, 2)), COUNTS, 1, (7, -8, 3), multiplier="both")),
+)
