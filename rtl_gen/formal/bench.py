@@ -188,6 +188,10 @@ class Inside:
         state: Signal = self.m._generated["fsm"].state
         return state
 
+    def at(self, name: str) -> Any:
+        """Whether its FSM is in that state."""
+        return self.state == self.m._generated["fsm"].encoding[name]
+
     def child(self, name: str) -> Inside:
         return Inside(self[name])
 

@@ -38,15 +38,17 @@ def weight_of(spec: SynapsesSpec, target: tuple[int, int, int], source: tuple[in
     return sum(int(row[ky][kx]) for to_y, to_x, ky, kx in reached(geometry, y, x) if (to_y, to_x) == (oy, ox))
 
 
-def spec_of(geometry: Geometry, value: Interval, lanes: int, weights: Sequence[int], *, transfer: int = 1, **options: Any) -> SynapsesSpec:
-    """Synapses with ``weights``, as many as there are, one after the other and from the start again."""
+def spec_of(
+    geometry: Geometry, value: Interval, lanes: int, weights: Sequence[int], *, transfer: int = 1, kind: Any = SynapsesSpec, **options: Any
+) -> Any:
+    """Synapses of ``kind`` with ``weights``, as many as there are, one after the other and from the start again."""
     span = Interval(min(weights), max(weights))
     shape = (prod(geometry.source),) if geometry.flat else (geometry.source[0] // geometry.groups, *geometry.kernel)
     nested: Any = [weights[index % len(weights)] for index in range(geometry.outputs * prod(shape))]
     for size in reversed(shape):
         nested = [tuple(nested[start : start + size]) for start in range(0, len(nested), size)]
     out = CurrentFormat(geometry.target, transfer, (span * value * prod(shape)).signed_bits)
-    return SynapsesSpec(geometry, EventFormat(geometry.source, value), out, lanes, span.signed_bits, tuple(nested), **options)
+    return kind(geometry, EventFormat(geometry.source, value), out, lanes, span.signed_bits, tuple(nested), **options)
 
 
 class Neuron:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
 from amaranth.lib import data
 
+from casc_hw.fixed import Interval
 from rtl_gen.formal.bench import Bench, Buffered, Inside, Property
 from rtl_gen.formal.synapses import COUNTS, spec_of
 from rtl_gen.formal.walks import SPIKES, cells_of, flags_of, looked_up
@@ -16,6 +18,8 @@ from rtl_gen.gates import synapses
 from rtl_gen.gates.streams import place_bits
 from rtl_gen.gates.synapses import ROTATED, SynapsesSpec
 from rtl_gen.gates.walk import Geometry
+
+WEIGHTS = (1, -1, -2, 1, -1, 3, -4, 2, 1, -3, 2, 0, -1)
 
 
 class Cells:
@@ -76,51 +80,61 @@ class Cells:
         bench.invariant("the cell and the pass exist", (self.at < len(cells)) & (self.turn < spec.passes))
 
 
+class Target:
+    """Any one neuron, the same for ever.
+
+    Members
+    -------
+    y, x, output: its place. turn: the pass in which its channel is updated; adder: the lane.
+    gives: what an event gives it in that pass, of the place (y, x) in the padded map, the channel and the value that are given.
+    """
+
+    def __init__(self, bench: Bench, spec: SynapsesSpec, y: Any, x: Any, channel: Any, value: Any) -> None:
+        m, geometry, outputs = bench.m, spec.geometry, range(spec.geometry.outputs)
+        inputs, group = geometry.source[0] // geometry.groups, geometry.outputs // geometry.groups
+        _, height, width = geometry.target
+        self.y, self.x, self.output = bench.fixed("row", height), bench.fixed("column", width), bench.fixed("output", len(outputs))
+        self.turn, self.adder = Signal(place_bits(spec.passes), name="its_turn"), Signal(range(max(spec.lanes, 2)), name="adder")
+        m.d.comb += [
+            self.turn.eq(looked_up(bench, "turn_of", self.output, [output // spec.lanes for output in outputs])),
+            self.adder.eq(looked_up(bench, "adder_of", self.output, [output % spec.lanes for output in outputs])),
+        ]
+        (down, across), (tall, wide) = geometry.stride, geometry.kernel
+        at_y, at_x = Signal(signed(8), name="kernel_y"), Signal(signed(8), name="kernel_x")  # by the definition of a convolution
+        m.d.comb += [at_y.eq(y - self.y * down), at_x.eq(x - self.x * across)]
+        none = ((0,) * wide,) * tall
+        kernels: Any = [
+            [spec.weights[to][of % inputs] if of // inputs == to // group else none for of in range(geometry.source[0])] for to in outputs
+        ]
+        for row in kernels:  # each source gives once (`walk-*`, `replay-*`): so what wraps on the way is whole in the end
+            reach = sum(((spec.events.value | 0) * weight for kernel in row for line in kernel for weight in line), Interval(0, 0))
+            assert reach.signed_bits <= spec.currents.width, f"a sum of {reach} in {spec.currents.width} bits"
+        self.weight, self.gives = Signal(signed(spec.weight_bits), name="weight"), Signal(signed(spec.currents.width), name="gives")
+        nested = Array(Array(Array(Array(line) for line in kernel) for kernel in row) for row in kernels)
+        inside = (at_y >= 0) & (at_y < tall) & (at_x >= 0) & (at_x < wide)
+        m.d.comb += self.weight.eq(nested[self.output][channel][at_y[:7]][at_x[:7]])
+        m.d.comb += self.gives.eq(Mux(inside, self.weight * value, 0))
+
+
 def window(spec: SynapsesSpec) -> Bench:
     """Any one neuron's sum, where it waits from cell to cell, and any one chunk on its way out."""
     bench, dut = Bench(), synapses.Synapses(spec)
     m, inside, geometry, out = bench.m, bench.part("dut", dut), spec.geometry, spec.currents
     i, o, passes, lanes, (taps_y, taps_x) = dut.cells, dut.currents, spec.passes, spec.lanes, geometry.taps
-    (down, across), (pad_y, _) = geometry.stride, geometry.padding
+    (down, _), (pad_y, _) = geometry.stride, geometry.padding
     came = Cells(bench, spec, i)
     cells = came.cells
     bench.take(o, "o")
-
-    # Any one neuron, the same for ever; what the event that is offered gives it, by the definition of a convolution.
-    sizes = (geometry.target[1], geometry.target[2], geometry.outputs)
-    neuron = [bench.fixed(name, size) for name, size in zip(("row", "column", "output"), sizes, strict=True)]
-    to_y, to_x, output = neuron
-    its, adder = (Signal(range(max(size, 2)), name=name) for name, size in (("its", passes), ("adder", lanes)))
-    m.d.comb += [
-        its.eq(looked_up(bench, "pass_of", output, [number // lanes for number in range(geometry.outputs)])),
-        adder.eq(looked_up(bench, "adder_of", output, [number % lanes for number in range(geometry.outputs)])),
-    ]
-    ky, kx = Signal(range(-64, 64)), Signal(range(-64, 64))
-    m.d.comb += [ky.eq(came.y - to_y * down), kx.eq(came.x - to_x * across)]
-    in_kernel = (ky >= 0) & (ky < geometry.kernel[0]) & (kx >= 0) & (kx < geometry.kernel[1])
-    weight, gives, total = Signal(signed(spec.weight_bits)), Signal(signed(out.width)), Signal(signed(out.width))
-    inputs, group = geometry.source[0] // geometry.groups, geometry.outputs // geometry.groups
-    kernels: Any = [
-        [
-            spec.weights[to][channel % inputs] if channel // inputs == to // group else ((0,) * geometry.kernel[1],) * geometry.kernel[0]
-            for channel in range(geometry.source[0])
-        ]
-        for to in range(geometry.outputs)
-    ]
-    m.d.comb += weight.eq(
-        Array(Array(Array(Array(row) for row in kernel) for kernel in of) for of in kernels)[output][came.channel][ky.as_unsigned()[:6]][
-            kx.as_unsigned()[:6]
-        ]
-    )
-    m.d.comb += gives.eq(Mux(~i.p.mark & in_kernel & (came.turn == its), weight * i.p.value, 0))
+    target = Target(bench, spec, came.y, came.x, came.channel, i.p.value)
+    to_y, to_x, its, adder = target.y, target.x, target.turn, target.adder
+    total = Signal(signed(out.width))
     with m.If(came.enter):
-        m.d.sync += total.eq(Mux(came.ends, 0, total + gives))
+        m.d.sync += total.eq(Mux(came.ends, 0, total + Mux(~i.p.mark & (came.turn == its), target.gives, 0)))
 
     bench.invariant("a step begins with no sum", came.touched | (total == 0))
-
-    begins = [cells.index((max(y * down - pad_y, 0), x)) for y in range(sizes[0]) for x in range(sizes[1])]
-    begin = looked_up(bench, "begin", to_y * sizes[1] + to_x, begins)
-    bench.invariant("no sum before its first cell", (Cat(came.turn, came.at) >= Cat(its[: len(came.turn)], begin)) | (total == 0))
+    begins = [cells.index((max(y * down - pad_y, 0), x)) for y, x in product(*map(range, geometry.target[1:]))]
+    begin = looked_up(bench, "begin", to_y * geometry.target[2] + to_x, begins)
+    bench.invariant("no sum before its first cell", (Cat(came.turn, came.at) >= Cat(its, begin)) | (total == 0))
 
     # So many cycles later it acts on the sums.
     def later(value: Any, name: str) -> list[Any]:
@@ -192,7 +206,7 @@ def window(spec: SynapsesSpec) -> Bench:
 
 
 def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, told: dict[str, Any], adder: Any, following: Any) -> None:
-    """Any one chunk from where it is complete until it has left, in parts; ``told`` of it as it is sent; ``following``: the next chunk's pass."""
+    """Any one chunk from where it is complete until it has left, in parts; ``told`` of it; ``following``: the next one's pass."""
     m, o, passes, lanes = bench.m, inside.component.currents, spec.passes, spec.currents.lanes
     send, taken, there, p = inside["send"], inside["taken"], inside["there"], o.p
     waiting, ahead = Signal(), Signal(range(spec.room + 2))
@@ -207,11 +221,17 @@ def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, t
     bench.invariant("the chunk watched is in its place", ~waiting | ((ahead < fifo.level) & same))
     filled = [~data.View(inside["parcel"], fifo.word(Const(place, len(ahead)))).empty for place in range(spec.room)]
     in_turn = looked_up(
-        bench, "in_turn", inside["whole"] + sum((place < ahead) & is_ for place, is_ in enumerate(filled)), _TURNS(passes, spec.room)
+        bench,
+        "in_turn",
+        inside["whole"] + sum((place < ahead) & is_ for place, is_ in enumerate(filled)),
+        [number % passes for number in range(passes + spec.room)],
     )
     bench.invariant("the pass of the chunk watched", ~waiting | (in_turn == kept["turn"]))
     after = looked_up(
-        bench, "after", inside["whole"] + sum((place < fifo.level) & is_ for place, is_ in enumerate(filled)), _TURNS(passes, spec.room)
+        bench,
+        "after",
+        inside["whole"] + sum((place < fifo.level) & is_ for place, is_ in enumerate(filled)),
+        [number % passes for number in range(passes + spec.room)],
     )
     bench.invariant("the pass of the next chunk", (after == following) & (inside["whole"] < passes))
 
@@ -220,8 +240,10 @@ def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, t
     leave, now = o.valid & o.ready, there & waiting & (ahead == 0)
     with m.If(leave):
         m.d.sync += part.eq(Mux(taken, 0, part + 1))
-    last = kept["empty"] | (part == Mux(kept["turn"] == passes - 1, spec.currents.parts - (passes - 1) * parts, parts) - 1)
-    bench.invariant("the part", inside["part"] == 1 << part)
+    short = spec.currents.parts - (passes - 1) * parts  # parts of a pixel's last chunk
+    last = kept["empty"] | (part == Mux(kept["turn"] == passes - 1, short, parts) - 1)
+    within = there & ~inside["leaving"].empty & (part < Mux(inside["whole"] == passes - 1, short, parts))
+    bench.invariant("the part", (inside["part"] == 1 << part) & ((part == 0) | within))
     bench.claim("order: what waits is offered", o.valid == there)
     bench.claim("order: a chunk leaves with its last part", ~now | (taken == (leave & last)))
     bench.claim("order: the step's last part is marked", ~now | (p.mark == (kept["end"] & last)))
@@ -237,35 +259,41 @@ def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, t
     bench.claim("order: an offer stands until it is taken", bench.stands(o, "o"))
 
 
-def _TURNS(passes: int, room: int) -> list[int]:
-    return [number % passes for number in range(passes + room)]
-
-
-def _window(name: str, what: str, spec: SynapsesSpec, fast: bool = False) -> Property:
+def _window(
+    name: str,
+    what: str,
+    geometry: Geometry,
+    lanes: int,
+    weights: Sequence[int] = WEIGHTS,
+    value: Interval = SPIKES,
+    fast: bool = True,
+    **options: Any,
+) -> Property:
+    spec = spec_of(geometry, value, lanes, weights, **options)
     return Property(f"window-{name}", f"{_WINDOW} ({what})", partial(window, spec), 9, fast)
 
 
-_WINDOW = "Synapses of a convolution"
-
-_W = (1, -1, -2, 1, -1, 3, -4, 2, 1, -3, 2, 0, -1)
+_WINDOW = (
+    "Synapses of a convolution: the current of any neuron is the sum of weight x value of the events of its cells, in a width that no sum "
+    "can leave; chunks in order with their step's flags; credits exact; offers stand; what waits moves"
+)
 
 PROPERTIES = (
-    _window("1x1", "a source, kernel 1 x 1", spec_of(Geometry((1, 1, 1), 1), SPIKES, 1, (1,), room=2)),
-    _window("1x2", "1 x 3, kernel 1 x 2", spec_of(Geometry((1, 1, 3), 1, (1, 2)), SPIKES, 1, (1, -1), room=2)),
-    _window("2x1", "3 x 2, kernel 2 x 1", spec_of(Geometry((1, 3, 2), 1, (2, 1)), SPIKES, 1, (1, -2), room=2)),
-    _window("2x2", "2 x 2, kernel 2 x 2", spec_of(Geometry((1, 2, 2), 1, (2, 2)), SPIKES, 1, (1, -1, -1, 1), room=2)),
-    _window("3x3", "2 channels of 3 x 4, kernel 3 x 3, padding 1", spec_of(Geometry((2, 3, 4), 2, (3, 3), padding=(1, 1)), SPIKES, 2, _W)),
-    _window("3x3-2", "5 x 4, kernel 3 x 3, stride 2, padding 1", spec_of(Geometry((1, 5, 4), 1, (3, 3), (2, 2), (1, 1)), SPIKES, 1, _W)),
-    _window("1x1-2", "2 channels in 2 groups of 4 x 4, kernel 1 x 1, stride 2", spec_of(Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), SPIKES, 1, _W)),
-    _window("2x2-2", "3 x 5, kernel 2 x 2, stride 2: sources that reach no neuron", spec_of(Geometry((1, 3, 5), 1, (2, 2), (2, 2)), COUNTS, 1, _W)),
-    _window("5x3", "4 x 4, kernel 5 x 3, padding 3 x 2", spec_of(Geometry((1, 4, 4), 1, (5, 3), (1, 1), (3, 2)), SPIKES, 1, _W)),
-    _window("parts", "2 channels to 3 of 3 x 3, kernel 2 x 2, 2 lanes, 1 a transfer", spec_of(Geometry((2, 3, 3), 3, (2, 2)), COUNTS, 2, _W)),
-    _window("passes", "3 x 3 to 3 channels, kernel 2 x 2, a lane", spec_of(Geometry((1, 3, 3), 3, (2, 2)), SPIKES, 1, _W)),
-    _window("memory", "3 x 3 to 5 channels, kernel 2 x 2, a lane", spec_of(Geometry((1, 3, 3), 5, (2, 2)), SPIKES, 1, _W)),
-    _window("sets", "4 channels in 2 groups to 4, 3 x 3, kernel 3 x 3, padding 1, a lane", spec_of(Geometry((4, 3, 3), 4, (3, 3), padding=(1, 1), groups=2), SPIKES, 1, _W)),
-    _window("depthwise", "2 channels in 2 groups, 3 x 3, kernel 3 x 3, padding 1, 2 lanes", spec_of(Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1), groups=2), SPIKES, 2, _W)),
-    _window("column", "3 x 3 to 2 channels, kernel 2 x 1, a lane", spec_of(Geometry((1, 3, 3), 2, (2, 1)), SPIKES, 1, _W)),
-    _window("column-2", "4 x 3 to 2 channels, kernel 3 x 1, stride 2, padding 1, a lane", spec_of(Geometry((1, 4, 3), 2, (3, 1), (2, 1), (1, 0)), SPIKES, 1, _W)),
-    _window("logic", "3 x 3, kernel 2 x 2, products in logic", spec_of(Geometry((1, 3, 3), 1, (2, 2)), COUNTS, 1, (15, -16, 9), multiplier="logic")),
-    _window("both", "3 x 3, kernel 2 x 2, products in both", spec_of(Geometry((1, 3, 3), 1, (2, 2)), COUNTS, 1, (7, -8, 3), multiplier="both")),
+    _window("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), 1),
+    _window("1x1-2", "2 channels in 2 groups of 4 x 4, stride 2, a lane", Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), 1),
+    _window("1x2", "1 x 3, kernel 1 x 2", Geometry((1, 1, 3), 1, (1, 2)), 1),
+    _window("2x1", "3 x 3 to 2 channels, kernel 2 x 1, a lane", Geometry((1, 3, 3), 2, (2, 1)), 1),
+    _window("3x1-2", "4 x 3 to 2 channels, kernel 3 x 1, stride 2 x 1, a lane", Geometry((1, 4, 3), 2, (3, 1), (2, 1), (1, 0)), 1),
+    _window("2x2", "2 x 2, kernel 2 x 2", Geometry((1, 2, 2), 1, (2, 2)), 1),
+    _window("2x2-2", "3 x 5 counts, stride 2: sources that reach no neuron", Geometry((1, 3, 5), 1, (2, 2), (2, 2)), 1, value=COUNTS),
+    _window("3x3", "2 channels of 3 x 4 to 2, padding 1, 2 lanes", Geometry((2, 3, 4), 2, (3, 3), padding=(1, 1)), 2),
+    _window("3x3-2", "5 x 4, stride 2, padding 1", Geometry((1, 5, 4), 1, (3, 3), (2, 2), (1, 1)), 1),
+    _window("5x3", "4 x 4, padding 3 x 2", Geometry((1, 4, 4), 1, (5, 3), (1, 1), (3, 2)), 1),
+    _window("parts", "2 channels of 3 x 3 counts to 3, 2 lanes, 1 a transfer", Geometry((2, 3, 3), 3, (2, 2)), 2, value=COUNTS),
+    _window("passes", "3 x 3 to 3 channels, a lane: windows in registers", Geometry((1, 3, 3), 3, (2, 2)), 1),
+    _window("memory", "3 x 3 to 5 channels, a lane: windows in a memory", Geometry((1, 3, 3), 5, (2, 2)), 1),
+    _window("sets", "4 channels in 2 groups to 4, 3 x 3, a lane", Geometry((4, 3, 3), 4, (3, 3), padding=(1, 1), groups=2), 1),
+    _window("groups", "2 channels in 2 groups, 3 x 3, 2 lanes", Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1), groups=2), 2),
+    _window("logic", "3 x 3 counts, products in logic", Geometry((1, 3, 3), 1, (2, 2)), 1, (15, -16, 9), COUNTS, multiplier="logic"),
+    _window("both", "3 x 3 counts, products in both", Geometry((1, 3, 3), 1, (2, 2)), 1, (7, -8, 3), COUNTS, multiplier="both"),
 )
