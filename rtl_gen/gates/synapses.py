@@ -389,21 +389,21 @@ class Synapses(wiring.Component):
         advances = self._last_chunk(early)
         next_chunk = Mux(advances, 0, early.chunk + 1)
         if taps_x > 1:  # the column enters the window of this chunk, to be used in the next cell
-            address, top, fresh = Cat(early.chunk, early.enter), early.top, early.fresh
+            address, top = Cat(early.chunk, early.enter), early.top
         else:  # the window is the column: that of the next chunk, or of the next cell's first
             address = Cat(next_chunk[: len(early.chunk)], Mux(advances, early.enter, early.leave))
-            top, fresh = Mux(advances, early.top, early.own_top), Mux(advances, early.fresh, early.own_fresh)
+            top = Mux(advances, early.top, early.own_top)
         m.d.comb += [
             read.addr.eq(address),
             write.addr.eq(Cat(tag.chunk, tag.leave)),
             write.en.eq(tag.mark & tag.keep),
         ]
-        holds = delay(m, Cat(~top, ~(top | fresh)), 1, "holds")
+        holds = delay(m, ~top, 1, "holds")
         for tap, lane in product(range(taps_y), range(spec.lanes)):
             entering[tap, lane] = signal = Signal(signed(width), name=f"entering_{tap}_{lane}", reset_less=True)
             if tap in kept:
                 place = (tap - kept[0]) * spec.lanes + lane
-                m.d.sync += signal.eq(Mux(holds[tap == 0], read.data[place], 0))
+                m.d.sync += signal.eq(Mux(holds, read.data[place], 0))
                 here, above = sums[(tap, taps_x - 1), lane], sums[(tap - 1, taps_x - 1), lane] if tap else 0
                 m.d.comb += write.data[place].eq(Mux(tag.down, above, here))
         return entering

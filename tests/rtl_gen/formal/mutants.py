@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rtl_gen.formal import bench
-from rtl_gen.formal.bench import Property
+from rtl_gen.formal.bench import Engine, Property
 from rtl_gen.prove import run, select
 from tests.mutation import mutated_module
 
@@ -47,10 +47,10 @@ def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
                     monkeypatch.setattr(user, name, value)
 
 
-def properties_of(properties: Sequence[Property], among: Sequence[Mutant]) -> type:
+def properties_of(properties: Sequence[Property], among: Sequence[Mutant], search: Engine | None = None) -> type:
     """Tests of a room: each property is proved, each of the properties that a mutant names fails of it, and each property is named by one.
 
-    The slow are marked; of a mutant's properties every day has the first.
+    The slow are marked; of a mutant's properties every day has the first. ``search``: the engine that looks for failures, if not the proof's.
     """
     named = [(mutant, place, name) for mutant in among for place, name in enumerate(mutant.properties.split())]
 
@@ -73,7 +73,7 @@ def properties_of(properties: Sequence[Property], among: Sequence[Mutant]) -> ty
             mutated(mutant, monkeypatch)
             (item,) = select([name])
             depth = item.depth if item.bounded else CYCLES
-            result = bench.prove(item.bench(), depth, engine=item.engine, bounded=True, among=mutant.claim)
+            result = bench.prove(item.bench(), depth, engine=search or item.engine, bounded=True, among=mutant.claim)
             assert result.verdict == "refuted", f"survived: {mutant.what}"
             print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
 
