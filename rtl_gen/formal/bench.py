@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ flatten
 {upsets}
 memory_collect
 memory_map
+{left}
 chformal -lower
 dffunmap
 formalff -clk2ff -ff2anyinit
@@ -69,7 +70,7 @@ class Bench(Elaboratable):
     """A module ``m`` in which ports are free, some cycles are ruled out (`assume`), and claims hold in every cycle (`claim`).
 
     The clock has no reset: registers and memories begin at their initial values, as they do after configuration; registers of parts
-    with ``any_start`` begin at any value, as they may after an upset.
+    with ``any_start`` begin at any value, as they may after an upset, and so does what is ``left`` by a reset.
     """
 
     def __init__(self) -> None:
@@ -81,6 +82,8 @@ class Bench(Elaboratable):
         """Names, and whether each is the part's contract or tells of its inside."""
         self.upset: list[str] = []
         """Parts whose registers begin at any value."""
+        self.left: list[str] = []
+        """How registers and memories begin, in their names, that do so, too."""
 
     def free(self, name: str, shape: Any = 1) -> Any:
         """A signal of any value in any cycle."""
@@ -148,10 +151,14 @@ class Bench(Elaboratable):
         payload = self.before(port.payload, f"{name}_payload")
         return ~waited | (port.valid & (Value.cast(port.payload) == payload))
 
-    def part(self, name: str, component: Any, *, any_start: bool = False) -> Inside:
-        """``component`` as a submodule, its inside open; with ``any_start`` its registers begin at any value, reachable or not."""
+    def part(self, name: str, component: Any, *, any_start: bool = False, left: Sequence[str] = ()) -> Inside:
+        """``component`` as a submodule, its inside open; with ``any_start`` its registers begin at any value, reachable or not.
+
+        ``left``: beginnings of names of registers and memories that a reset leaves as they are: they begin at any value.
+        """
         inside = Inside(component)
         self.upset += [name] * any_start
+        self.left += [f"{name}.{start}" for start in left]
         setattr(self.m.submodules, name, component)
         return inside
 
@@ -318,10 +325,11 @@ def prove(
     claims = bench.assert_claims(among)
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
     upsets = "\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset)
+    left = "\n".join(f"setattr -unset init w:{start}*" for start in bench.left)
     if engine == "pdr":
         for search in (f"bmc3 -F {LONGEST}", "pdr") if bounded else ("pdr",):  # the former misses what fails in the first cycle, always
             script = _ABC.format(search=search, timeout=timeout)
-            status = _yosys(text, upsets, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
+            status = _yosys(text, upsets, left, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
             if status.startswith("snl_SAT"):
                 break
         if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
@@ -335,13 +343,17 @@ def prove(
     show = " ".join(f"-show {signal}" for signal in claims)
     half = "-tempinduct-baseonly" if bounded else ""
     sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)
-    return _read(_yosys(text, upsets, sat, "sat.log"), claims, depth, bounded)
+    return _read(_yosys(text, upsets, left, sat, "sat.log"), claims, depth, bounded)
 
 
-def _yosys(text: str, upsets: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
+def _yosys(text: str, upsets: str, left: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
     """What the script ``engine``, which finds ``files`` beside it, writes to ``writes`` about the RTLIL ``text``."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in {"design.il": text, "design.ys": _SCRIPT.format(upsets=upsets, engine=engine), **(files or {})}.items():
+        for name, content in {
+            "design.il": text,
+            "design.ys": _SCRIPT.format(upsets=upsets, left=left, engine=engine),
+            **(files or {}),
+        }.items():
             Path(folder, name).write_text(content)
         done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
         log = Path(folder, writes)

@@ -19,6 +19,8 @@ from rtl_gen.gates.streams import place_bits
 from rtl_gen.gates.synapses import ROTATED, SynapsesSpec
 from rtl_gen.gates.walk import Geometry
 
+LEFT = ("row", "window", "entering", "held", "product", "fetched", "value", "multiple", "term")
+"""What a reset of the synapses leaves as it is."""
 WEIGHTS = (1, -1, -2, 1, -1, 3, -4, 2, 1, -3, 2, 0, -1)
 
 
@@ -119,7 +121,7 @@ class Target:
 def window(spec: SynapsesSpec) -> Bench:
     """Any one neuron's sum, where it waits from cell to cell, and any one chunk on its way out."""
     bench, dut = Bench(), synapses.Synapses(spec)
-    m, inside, geometry, out = bench.m, bench.part("dut", dut), spec.geometry, spec.currents
+    m, inside, geometry, out = bench.m, bench.part("dut", dut, left=LEFT), spec.geometry, spec.currents
     i, o, passes, lanes, (taps_y, taps_x) = dut.cells, dut.currents, spec.passes, spec.lanes, geometry.taps
     (down, _), (pad_y, _) = geometry.stride, geometry.padding
     came = Cells(bench, spec, i)
@@ -164,7 +166,7 @@ def window(spec: SynapsesSpec) -> Bench:
             waits = Array([Array(chain) for chain in inside["_windows.chains"].values()])[place][ahead[: place_bits(passes - 1)]]
         else:
             waits = Value.cast(inside.word("_windows.windows", its)).word_select(place, out.width).as_signed()
-        bench.invariant("the sum of another pass", ~hit | (its == turn) | (follows == 0) | (waits == sum_))
+        bench.invariant("the sum of another pass", ~hit | (its == turn) | Mux(follows == 0, ~behind | (waits == 0), waits == sum_))
     if geometry.kept_rows:
         first_tap = int(down == 1)
         to_come = Signal(range(geometry.rows + pad_y + 2))  # the next row that the neuron hears of
@@ -281,8 +283,9 @@ _WINDOW = (
 PROPERTIES = (
     _window("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), 1),
     _window("1x1-2", "2 channels in 2 groups of 4 x 4, stride 2, a lane", Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), 1),
-    _window("1x2", "1 x 3, kernel 1 x 2", Geometry((1, 1, 3), 1, (1, 2)), 1),
+    _window("1x2", "1 x 2, padding 1", Geometry((1, 1, 2), 1, (1, 2), padding=(0, 1)), 1),
     _window("2x1", "3 x 3 to 2 channels, kernel 2 x 1, a lane", Geometry((1, 3, 3), 2, (2, 1)), 1),
+    _window("2x1-2", "4 x 1, kernel 2 x 1, stride 2 x 1", Geometry((1, 4, 1), 1, (2, 1), (2, 1)), 1),
     _window("3x1-2", "4 x 3 to 2 channels, kernel 3 x 1, stride 2 x 1, a lane", Geometry((1, 4, 3), 2, (3, 1), (2, 1), (1, 0)), 1),
     _window("2x2", "2 x 2, kernel 2 x 2", Geometry((1, 2, 2), 1, (2, 2)), 1),
     _window("2x2-2", "3 x 5 counts, stride 2: sources that reach no neuron", Geometry((1, 3, 5), 1, (2, 2), (2, 2)), 1, value=COUNTS),

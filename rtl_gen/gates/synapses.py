@@ -413,11 +413,9 @@ class Synapses(wiring.Component):
         spec = self.spec
         taps_x = spec.geometry.taps[1]
         moved = {(slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums}
-        if taps_x == 1:
+        if taps_x == 1 or spec.passes == 1:
             return moved
-        zero = Mux(self._last_chunk(tag), tag.end, tag.first)
-        if spec.passes == 1:
-            return {key: Mux(zero, 0, value) for key, value in moved.items()}
+        unknown = tag.first & ~self._last_chunk(tag)  # the first window of each later chunk, after a reset
         if spec.passes <= ROTATED:
             following, chains = {}, {}
             for (slot, lane), value in moved.items():
@@ -427,7 +425,7 @@ class Synapses(wiring.Component):
                 ]
                 with m.If(tag.mark):
                     m.d.sync += [stage.eq(before) for stage, before in zip(chain, [*chain[1:], value], strict=True)]
-                following[slot, lane] = Mux(zero, 0, chain[0])
+                following[slot, lane] = Mux(unknown, 0, chain[0])
             return following
         layout = data.ArrayLayout(signed(spec.currents.width), len(moved))
         m.submodules.windows = windows = Memory(shape=layout, depth=spec.passes, init=[])
@@ -440,7 +438,7 @@ class Synapses(wiring.Component):
             *(write.data[place].eq(value) for place, value in enumerate(moved.values())),
         ]
         m.d.sync += held.eq(read.data)
-        return {key: Mux(zero, 0, held[place]) for place, key in enumerate(moved)}
+        return {key: Mux(unknown, 0, held[place]) for place, key in enumerate(moved)}
 
 
 def weight_table(m: Module, synapses: wiring.Component, spec: SynapsesSpec):

@@ -50,7 +50,8 @@ def mutated(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
 def properties_of(properties: Sequence[Property], among: Sequence[Mutant], search: Engine | None = None) -> type:
     """Tests of a room: each property is proved, each of the properties that a mutant names fails of it, and each property is named by one.
 
-    The slow are marked; of a mutant's properties every day has the first. ``search``: the engine that looks for failures, if not the proof's.
+    The slow are marked; of a mutant's properties every day has the first. ``search``: the engine that looks for
+    failures, if not the proof's.
     """
     named = [(mutant, place, name) for mutant in among for place, name in enumerate(mutant.properties.split())]
 
@@ -73,7 +74,7 @@ def properties_of(properties: Sequence[Property], among: Sequence[Mutant], searc
             mutated(mutant, monkeypatch)
             (item,) = select([name])
             depth = item.depth if item.bounded else CYCLES
-            result = bench.prove(item.bench(), depth, engine=search or item.engine, bounded=True, among=mutant.claim)
+            result = bench.prove(item.bench(), depth, engine=search or item.engine, bounded=True, among=mutant.claim, timeout=120)
             assert result.verdict == "refuted", f"survived: {mutant.what}"
             print(f"{name:20}{mutant.what:48}cycle {result.depth}: {'; '.join(result.failed)}")
 
