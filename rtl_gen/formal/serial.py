@@ -19,10 +19,10 @@ from rtl_gen.gates.streams import place_bits
 from rtl_gen.gates.walk import Geometry
 
 
-def serial(spec: SerialSpec) -> Bench:
-    """Any one neuron's sum, from the memory to its current, while events come in wire order."""
+def serial(spec: SerialSpec, after_reset: bool = False) -> Bench:
+    """Any one neuron's sum, from the memory to its current, while events come in wire order; ``after_reset``: of something before."""
     bench, dut = Bench(), gates.SerialSynapses(spec)
-    m, inside, geometry, out = bench.m, bench.part("dut", dut), spec.geometry, spec.currents
+    m, inside, geometry, out = bench.m, bench.part("dut", dut, left=("sums", "dirty") * after_reset), spec.geometry, spec.currents
     i, o, event, p = dut.events, dut.currents, dut.events.p, dut.currents.p
     (down, across), (pad_y, pad_x) = geometry.stride, geometry.padding
     _, height, width = geometry.target
@@ -57,7 +57,7 @@ def serial(spec: SerialSpec) -> Bench:
     bench.claim("order: an offer stands until it is taken", bench.stands(o, "o"))
     bench.claim("steps: empty if without events", ~o.valid | (p.empty == ~begun))
     bench.claim("steps: each chunk has its flags", ~o.valid | (i.valid & (Value.cast(p.step) == Value.cast(event.step))))
-    patience = SETTLE + width + prod(geometry.taps) * spec.chunks + 2
+    patience = spec.sums * after_reset + SETTLE + width + prod(geometry.taps) * spec.chunks + 2
     idle = Signal(range(patience + 2))
     m.d.sync += idle.eq(Mux(i.valid & ~i.ready & ~o.valid, idle + 1, 0))
     bench.claim("order: what waits moves", idle <= patience)
@@ -113,23 +113,28 @@ def serial(spec: SerialSpec) -> Bench:
     for stage in range(STAGES):
         value, given = given, Signal.like(given, name=f"given_{stage}")
         m.d.sync += given.eq(Mux(leave & now, 0, value))
+    if after_reset:
+        bench.assume(bench.before(1, "begun") | inside["dirty"])
     slot = Cat(target.turn, target.x[: place_bits(width)], looked_up(bench, "its_ring", target.y, rings)[: len(ring)])
     holds = Value.cast(inside.word("sums", slot)).word_select(target.adder, out.width).as_signed()
     bench.invariant("no sum before its row is there", (target.y < row + tall) | (total == 0))
-    bench.invariant("the sum", gone | (target.y >= row + tall) | (holds == given))
+    unknown = inside.at("begin") & inside["dirty"] & (slot >= inside["cleared"])
+    bench.invariant("the sum", gone | unknown | (target.y >= row + tall) | (holds == given))
     owner = looked_up(bench, "owner", Cat(row, target.y), _owners(height, tall, len(row)))  # of the place: a row of neurons, or none
     cleared = chunk > (owner * width + target.x) * out.parts + target.turn
-    bench.invariant("its place is clean", ~((owner >= height) | (sends & (owner == row) & cleared)) | (holds == 0))
-
-    bench.invariant("memory is clean at first", ~inside.at("begin") | (~begun | take | (idle == 0)) & ~inside["dirty"])
-    here = event.y == y
+    bench.invariant("its place is clean", ~((owner >= height) | (sends & (owner == row) & cleared)) | unknown | (holds == 0))
+    begins, cleared_ = inside.at("begin"), inside["cleared"]
+    bench.invariant("it begins with nothing", ~begins | (~some & (row == 0) & (idle <= cleared_) & (cleared_ < spec.sums)))
+    if not after_reset:
+        bench.invariant("it begins with clean memory", ~begins | (~inside["dirty"] & (cleared_ == 0)))
+    here, rest = event.y == y, max(SETTLE, spec.sums * after_reset)
     progress = (far_y * geometry.taps[1] + far_x) * spec.chunks + part
     bench.invariant("the sums settle", (inside["settled"] < SETTLE) & (inside.at("settle") | (inside["settled"] == 0)))
     bench.invariant("its state", inside.state < 6)
     bench.invariant("it waits for the sums", ~inside.at("settle") | (idle <= inside["settled"]))
-    bench.invariant("it waits for the column", ~take | (idle <= SETTLE + Mux(here, 1 + column, 0)))
-    bench.invariant("it waits for a row", ~inside.at("fetch") | (idle <= SETTLE + 1 + width))
-    bench.invariant("it waits for the taps", ~add | (idle <= SETTLE + 2 + column + progress))
+    bench.invariant("it waits for the column", ~take | (idle <= rest + Mux(here, 1 + column, 0)))
+    bench.invariant("it waits for a row", ~inside.at("fetch") | (idle <= rest + 1 + width))
+    bench.invariant("it waits for the taps", ~add | (idle <= rest + 2 + column + progress))
     return bench
 
 
@@ -149,9 +154,11 @@ def _owners(height: int, tall: int, bits: int) -> list[int]:
     ]
 
 
-def _serial(name: str, what: str, geometry: Geometry, lanes: int, value: Interval = SPIKES, weights: Sequence[int] = WEIGHTS) -> Property:
+def _serial(
+    name: str, what: str, geometry: Geometry, lanes: int, value: Interval = SPIKES, weights: Sequence[int] = WEIGHTS, **options: bool
+) -> Property:
     spec = spec_of(geometry, value, lanes, weights, transfer=lanes, kind=SerialSpec)
-    return Property(f"serial-{name}", f"{_SERIAL} ({what})", partial(serial, spec), 8)
+    return Property(f"serial-{name}", f"{_SERIAL} ({what})", partial(serial, spec, **options), 8)
 
 
 _SERIAL = (
@@ -161,7 +168,8 @@ _SERIAL = (
 
 PROPERTIES = (
     _serial("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), 1),
-    _serial("2x2", "2 x 3, kernel 2 x 2", Geometry((1, 2, 3), 1, (2, 2)), 1),
+    _serial("2x2", "3 x 3, kernel 2 x 2", Geometry((1, 3, 3), 1, (2, 2)), 1),
+    _serial("reset", "2 x 3, kernel 2 x 2, after a reset amid a step", Geometry((1, 2, 3), 1, (2, 2)), 1, after_reset=True),
     _serial("3x3", "2 channels of 3 x 3 to 2, padding 1, a lane", Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1)), 1),
     _serial("3x3-2", "5 x 4 counts, stride 2, padding 1", Geometry((1, 5, 4), 1, (3, 3), (2, 2), (1, 1)), 1, COUNTS),
     _serial("1x1-2", "2 channels in 2 groups of 4 x 4, stride 2, a lane", Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), 1),

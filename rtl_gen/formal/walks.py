@@ -136,6 +136,7 @@ def flags_of(geometry: Geometry, cells: Sequence[tuple[int, int]]) -> dict[str, 
     """What each cell's mark tells, by flag: of the rows of neurons, which each have ``taps`` times ``stride`` rows of sources."""
     (_, height, width), (down, _), (pad, _), (tall, wide) = geometry.target, geometry.stride, geometry.padding, geometry.taps
     ends = {oy * down - pad + tall * down - 1 for oy in range(height)}  # the last row of sources of each row of neurons
+    begins = [(y + pad) % down == 0 for y, _ in cells]
     tops = [y == 0 for y, _ in cells]
     completes = [0 <= column - wide + 1 < width for _, column in cells]
     return {
@@ -145,7 +146,9 @@ def flags_of(geometry: Geometry, cells: Sequence[tuple[int, int]]) -> dict[str, 
         "emit": [int(complete and y in ends) for complete, (y, _) in zip(completes, cells, strict=True)],
         "down": [int((y + pad + 1) % down == 0) for y, _ in cells],
         "top": [int(top) for top in tops[1:] + tops[:1]],
+        "fresh": [int(begin) for begin in begins[1:] + begins[:1]],
         "own_top": [int(top) for top in tops],
+        "own_fresh": [int(begin) for begin in begins],
     }
 
 

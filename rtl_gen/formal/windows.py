@@ -166,14 +166,14 @@ def window(spec: SynapsesSpec) -> Bench:
             waits = Array([Array(chain) for chain in inside["_windows.chains"].values()])[place][ahead[: place_bits(passes - 1)]]
         else:
             waits = Value.cast(inside.word("_windows.windows", its)).word_select(place, out.width).as_signed()
-        bench.invariant("the sum of another pass", ~hit | (its == turn) | Mux(follows == 0, ~behind | (waits == 0), waits == sum_))
+        bench.invariant("the sum of another pass", ~hit | (its == turn) | (follows == 0) | (waits == sum_))
     if geometry.kept_rows:
         first_tap = int(down == 1)
         to_come = Signal(range(geometry.rows + pad_y + 2))  # the next row that the neuron hears of
         past = nx >= to_x + taps_x
         m.d.comb += to_come.eq(ny + past)
         before = (nx < to_x) | ((nx == to_x) & (its != turn) if taps_x == 1 else 0)
-        begun = (to_come + (first_tap == 0) > to_y * down) & (to_come > pad_y)  # or, of several phases, is about to
+        begun = (to_come > to_y * down) & (to_come > pad_y)
         tap = looked_up(bench, "tap", to_come, [number // down for number in range(geometry.rows + pad_y + 2)]) - to_y
         word = Value.cast(inside.word("_row_memory.rows", Cat(its[: place_bits(passes)], to_x[: place_bits(geometry.target[2])])))
         kept = word.word_select(((tap - first_tap)[:6].as_unsigned() * lanes + adder)[:8], out.width).as_signed()

@@ -122,7 +122,7 @@ class SerialSynapses(wiring.Component):
 
         sent = Raster(m, VolleyFormat((out.shape[0], 1, columns), out.lanes, spec.events.value), "sent")
         sending = self._place(m, sent.part, sent.x, ring)
-        dirty, cleared = Signal(reset_less=True), Signal.like(where, init=0)  # sums may have been left by what a reset ended
+        dirty, cleared = Signal(reset_less=True, name="dirty"), Signal.like(where, init=0)  # sums may have been left by what a reset ended
         settled = Signal(range(SETTLE))
         m.d.comb += [
             self.currents.p.x.eq(read.data),

@@ -389,21 +389,21 @@ class Synapses(wiring.Component):
         advances = self._last_chunk(early)
         next_chunk = Mux(advances, 0, early.chunk + 1)
         if taps_x > 1:  # the column enters the window of this chunk, to be used in the next cell
-            address, top = Cat(early.chunk, early.enter), early.top
+            address, top, fresh = Cat(early.chunk, early.enter), early.top, early.fresh
         else:  # the window is the column: that of the next chunk, or of the next cell's first
             address = Cat(next_chunk[: len(early.chunk)], Mux(advances, early.enter, early.leave))
-            top = Mux(advances, early.top, early.own_top)
+            top, fresh = Mux(advances, early.top, early.own_top), Mux(advances, early.fresh, early.own_fresh)
         m.d.comb += [
             read.addr.eq(address),
             write.addr.eq(Cat(tag.chunk, tag.leave)),
             write.en.eq(tag.mark & tag.keep),
         ]
-        holds = delay(m, ~top, 1, "holds")
+        holds = delay(m, Cat(~top, ~(top | fresh)), 1, "holds")
         for tap, lane in product(range(taps_y), range(spec.lanes)):
             entering[tap, lane] = signal = Signal(signed(width), name=f"entering_{tap}_{lane}", reset_less=True)
             if tap in kept:
                 place = (tap - kept[0]) * spec.lanes + lane
-                m.d.sync += signal.eq(Mux(holds, read.data[place], 0))
+                m.d.sync += signal.eq(Mux(holds[tap == 0], read.data[place], 0))
                 here, above = sums[(tap, taps_x - 1), lane], sums[(tap - 1, taps_x - 1), lane] if tap else 0
                 m.d.comb += write.data[place].eq(Mux(tag.down, above, here))
         return entering
@@ -413,9 +413,11 @@ class Synapses(wiring.Component):
         spec = self.spec
         taps_x = spec.geometry.taps[1]
         moved = {(slot, lane): entering[slot[0], lane] if slot[1] == 0 else sums[(slot[0], slot[1] - 1), lane] for slot, lane in sums}
-        if taps_x == 1 or spec.passes == 1:
+        if taps_x == 1:
             return moved
-        unknown = tag.first & ~self._last_chunk(tag)  # the first window of each later chunk, after a reset
+        zero = Mux(self._last_chunk(tag), tag.end, tag.first)
+        if spec.passes == 1:
+            return {key: Mux(zero, 0, value) for key, value in moved.items()}
         if spec.passes <= ROTATED:
             following, chains = {}, {}
             for (slot, lane), value in moved.items():
@@ -425,7 +427,7 @@ class Synapses(wiring.Component):
                 ]
                 with m.If(tag.mark):
                     m.d.sync += [stage.eq(before) for stage, before in zip(chain, [*chain[1:], value], strict=True)]
-                following[slot, lane] = Mux(unknown, 0, chain[0])
+                following[slot, lane] = Mux(zero, 0, chain[0])
             return following
         layout = data.ArrayLayout(signed(spec.currents.width), len(moved))
         m.submodules.windows = windows = Memory(shape=layout, depth=spec.passes, init=[])
@@ -438,7 +440,7 @@ class Synapses(wiring.Component):
             *(write.data[place].eq(value) for place, value in enumerate(moved.values())),
         ]
         m.d.sync += held.eq(read.data)
-        return {key: Mux(unknown, 0, held[place]) for place, key in enumerate(moved)}
+        return {key: Mux(zero, 0, held[place]) for place, key in enumerate(moved)}
 
 
 def weight_table(m: Module, synapses: wiring.Component, spec: SynapsesSpec):

@@ -100,8 +100,9 @@ class CellFormat:
     ``first``, ``end``: the step's first cell, its last. ``empty``: instead of all cells, a step without events.
     ``emit``: the window's last neuron is complete. ``down``: the row completes an output row, partial sums move on by one tap.
     ``keep``: the leaving column is one of the map's. ``leave``, ``enter``: columns that leave and enter the window.
-    ``top``: the entering column is of the first row, and holds nothing yet; ``own_top``: the same of this cell. Of a flat geometry, a step
-    is one cell, and these flags are not there but for ``empty``. ``steps``: see `step_layout`.
+    ``top``, ``fresh``: the entering column is of the first row, and holds nothing yet; is of a row that begins an output row, and
+    its first tap holds nothing. ``own_top``, ``own_fresh``: the same of this cell. Of a flat geometry, a step is one cell, and these
+    flags are not there but for ``empty``. ``steps``: see `step_layout`.
     """
 
     geometry: Geometry
@@ -114,7 +115,7 @@ class CellFormat:
         column = unsigned(place_bits(self.geometry.target[2]))
         flags = ["mark", "empty"]
         if not self.geometry.flat:
-            flags += ["first", "end", "emit", "down", "keep", "top", "own_top"]
+            flags += ["first", "end", "emit", "down", "keep", "top", "fresh", "own_top", "own_fresh"]
         return data.StructLayout(
             dict.fromkeys(flags, 1)
             | {
@@ -200,6 +201,7 @@ class Walk(wiring.Component):
         touched = Signal()  # the step has had an event
         empty = event.mark & ~touched
         next_first_row = end | (~row_end & (y == 0))
+        next_phase0 = Mux(end, padding_y % down == 0, Mux(row_end, (phase == down - 1), phase == 0))
         m.d.comb += [
             out.mark.eq(event.mark | ~here),
             out.empty.eq(empty),
@@ -211,7 +213,9 @@ class Walk(wiring.Component):
             out.leave.eq(column - (taps_x - 1)),
             out.enter.eq(Mux(row_end | end, 0, column + 1)),
             out.top.eq(next_first_row),
+            out.fresh.eq(next_phase0),
             out.own_top.eq(y == 0),
+            out.own_fresh.eq(phase == 0),
             out.row.eq(event.channel * geometry.phases + phase * across + (event.x + lead + across - edge)),
             self.o.valid.eq(self.i.valid & (event.mark | ~lost)),
             self.i.ready.eq(Mux(event.mark, self.o.ready & (end | empty), lost | (here & self.o.ready))),

@@ -72,7 +72,7 @@ MUTANTS = [
         "enter",
     ),
     Mutant("only the map's end leads to its first row", WALK, "end | (~row_end & (y == 0))", "end", "walk-3x3 walk-3x3-2", "top"),
-    Mutant("a set begins a channel late", WALK, "event.channel >= sources * index", "event.channel > sources * index", "walk-1x1-2", "set"),
+    Mutant("the row after the end begins no neurons", WALK, "padding_y % down == 0, Mux", "0, Mux", "walk-1x1-2", "fresh"),
     Mutant("a phase is not begun again", WALK, "phase.eq(phase.init), band", "phase.eq(0), band", "walk-3x3-2"),
     Mutant("lost sources wait", WALK, "lost | (here & self.o.ready)", "here & self.o.ready", "walk-2x2-2", "moves something"),
     Mutant("lost sources touch the step", WALK, "(touched | ~lost)", "1", "walk-2x2-2", "empty"),

@@ -36,7 +36,7 @@ def test_repeats_every_cell(spec: ReplaySpec, stall: float, drive: Callable[...,
             | {"value": chance.choice((value.lo, value.hi))}
             for _ in range(count)
         ]
-        flags = () if spec.format.geometry.flat else ("first", "end", "emit", "down", "keep", "top")
+        flags = () if spec.format.geometry.flat else ("first", "end", "emit", "down", "keep", "top", "fresh")
         mark = {"mark": 1, "empty": 0, "step": {"wake": chance.randrange(2)}} | {flag: chance.randrange(2) for flag in flags}
         sent += [*events, mark]
         wanted += [*events, {key: value for key, value in mark.items() if key != "step"}] * spec.passes
