@@ -15,7 +15,14 @@ MUTANTS = [
         "window-1x1 window-1x2 window-groups",
         "sums",
     ),
-    Mutant("a row keeps nothing", SYNAPSES, "write.en.eq(tag.mark & tag.keep)", "write.en.eq(0)", "window-2x1 window-2x2-2", "sums"),
+    Mutant(
+        "a row keeps nothing",
+        SYNAPSES,
+        "write.en.eq(tag.mark & tag.keep)",
+        "write.en.eq(0)",
+        "window-2x1 window-2x1-2 window-2x2-2",
+        "sums",
+    ),
     Mutant(
         "a row is not handed down",
         SYNAPSES,
