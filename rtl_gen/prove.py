@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from casc_hw.errors import CascError
-from rtl_gen.formal import bench, cores, images, link, neurons, pools, schedules, serial, streams, synapses, uart, walks, windows
+from rtl_gen.formal import bench, cores, images, link, neurons, pools, schedules, serial, streams, synapses, uart, walks, weights, windows
 from rtl_gen.formal.bench import Engine, Property, Verdict
 
 ENGINES: dict[Engine, str] = {"induction": "yosys sat -tempinduct", "pdr": "yosys abc pdr"}
@@ -46,6 +46,7 @@ PROPERTIES: tuple[Property, ...] = (
     *synapses.PROPERTIES,
     *windows.PROPERTIES,
     *serial.PROPERTIES,
+    *weights.PROPERTIES,
     *images.PROPERTIES,
     *schedules.PROPERTIES,
     *pools.PROPERTIES,
