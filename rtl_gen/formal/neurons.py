@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from casc_hw.fixed import Interval
-from rtl_gen.formal.bench import Bench, Engine, Inside, Property
+from rtl_gen.formal.bench import Bench, Buffered, Engine, Inside, Property, Watch
 from rtl_gen.gates import neurons
 from rtl_gen.gates.neurons import CountSpec, NeuronSpec
 from rtl_gen.gates.streams import STEP, CurrentFormat, MapShape
@@ -309,18 +310,18 @@ def volleys(kind: str, chunks: int, dense: bool) -> Bench:
         dut = neurons.CountArray(CountSpec(format, 2, thetas, biases, 1, Interval(-4, 3), dense))
     bench = Bench()
     inside = bench.part("dut", dut)
-    fifo = inside.child("fifo")
     bench.drive(dut.currents, "i", stable=True)
     bench.take(dut.volleys, "volleys")
     flying = sum(tag.on for tag in inside["tags"][1:])
-    size, front, level = neurons.VOLLEYS - 1, fifo.component.r_rdy, fifo["inner_level"]
-    room = Const(neurons.VOLLEYS) - front - level
-    bench.claim("a volley finds room", ~inside["push"] | fifo.component.w_rdy)
+    fifo = Buffered(bench, inside.child("fifo"))
+    room = Const(neurons.VOLLEYS) - fifo.level
+    bench.claim("a volley finds room", ~inside["push"] | inside["fifo"].w_rdy)
     bench.claim("credits are the room that nobody has taken yet", inside["credits"] == room - flying)
     bench.invariant("room for all that are on their way", flying <= room)
-    bench.claim("the FIFO's count does not overflow", level <= size)
-    bench.invariant("the output is empty for a cycle at most", front | (level <= 1))
-    bench.claim("an offer stands until it is taken", bench.stands(dut.volleys, "volleys"))
+    pushed = SimpleNamespace(valid=inside["push"], ready=Const(1), payload=inside["fifo"].w_data)
+    watch = Watch(bench, pushed, dut.volleys, neurons.VOLLEYS)
+    bench.invariant("all that were pushed are there", watch.level == fifo.level)
+    bench.invariant("the volleys are in order", ~watch.waiting | watch.is_in(fifo.word(watch.ahead)))
     return bench
 
 
@@ -332,7 +333,7 @@ _ARRAY = (
     "or count, its place and its step's flags; a step that is skipped changes nothing"
 )
 _COUNT = "n = clip(floor(S / theta), 0, T)"
-_VOLLEYS = "the volleys' FIFO never overflows, credits are exact, offers stand"
+_VOLLEYS = "the volleys' FIFO never overflows and gives out each once, as it was, in order; credits are exact, offers stand"
 
 
 def _neuron(name: str, case: Neuron, what: str, fast: bool = True) -> Property:
