@@ -29,11 +29,12 @@ def flash_bytes(words: Sequence[int]) -> bytes:
 
 @dataclass(frozen=True)
 class FlashSpec:
-    """``size`` words, whose bytes' CRC-32 (MPEG-2) is ``checksum``, from byte ``offset`` on."""
+    """``size`` words, whose bytes' CRC-32 (MPEG-2) is ``checksum``, from byte ``offset`` on; ``pause``: cycles, a power of two."""
 
     size: int
     checksum: int
     offset: int = OFFSET
+    pause: int = PAUSE
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.offset < 0 or self.offset + 2 * self.size > 1 << 24:
@@ -67,7 +68,7 @@ class FlashReader(wiring.Component):
         spec, pins = self.spec, self.pins
         m.submodules.checksum = checksum = DomainRenamer("io")(CRC32_MPEG_2(data_width=1).create())
         awake = Signal()
-        wait = Signal(range(PAUSE))
+        wait = Signal(range(spec.pause))
         command = Signal(32)
         left = Signal(range(32), reset_less=True)  # bits, after this one
         word = Signal(WORD_BITS, reset_less=True)
@@ -89,7 +90,7 @@ class FlashReader(wiring.Component):
                     command.eq(Mux(awake, Const(READ << 24 | spec.offset, 32), WAKE << 24)),
                     left.eq(Mux(awake, 31, 7)),
                 ]
-                with m.If(wait == PAUSE - 1):
+                with m.If(wait == spec.pause - 1):
                     m.d.io += pins.cs.eq(1)
                     m.next = "command"
             with m.State("command"):
