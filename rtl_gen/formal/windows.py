@@ -29,8 +29,8 @@ class Cells:
 
     Members
     -------
-    rows: (row, column) by cell. at, turn: the cell and the pass of what is offered. count: cells.
-    enter: it is taken; marks: that is a cell's mark; ends: and a step's.
+    cells: (row, column) of each. at, turn: the cell and the pass of what is offered. touched: the step has had an event.
+    empty: it is a step without events; enter: it is taken; marks: that is a cell's mark; ends: and a step's.
     y, x: place of the event in the padded map; channel: its.
     """
 
@@ -134,9 +134,17 @@ def window(spec: SynapsesSpec) -> Bench:
         m.d.sync += total.eq(Mux(came.ends, 0, total + Mux(~i.p.mark & (came.turn == its), target.gives, 0)))
 
     bench.invariant("a step begins with no sum", came.touched | (total == 0))
-    begins = [cells.index((max(y * down - pad_y, 0), x)) for y, x in product(*map(range, geometry.target[1:]))]
-    begin = looked_up(bench, "begin", to_y * geometry.target[2] + to_x, begins)
-    bench.invariant("no sum before its first cell", (Cat(came.turn, came.at) >= Cat(its, begin)) | (total == 0))
+    neurons, now = list(product(*map(range, geometry.target[1:]))), Cat(came.turn, came.at)
+    begin, end = (
+        looked_up(bench, name, to_y * geometry.target[2] + to_x, numbers)
+        for name, numbers in (
+            ("begin", [cells.index((max(y * down - pad_y, 0), x)) for y, x in neurons]),
+            ("end", [cells.index(((y + taps_y) * down - pad_y - 1, x + taps_x - 1)) for y, x in neurons]),
+        )
+    )
+    bench.invariant("no sum before its first cell", (now >= Cat(its, begin)) | (total == 0))
+    given = i.valid & ~i.p.mark & (came.turn == its) & (target.gives != 0)
+    bench.claim("sums: nothing comes for a neuron that is complete", (now <= Cat(its, end)) | ~given)
 
     # So many cycles later it acts on the sums.
     def later(value: Any, name: str) -> list[Any]:
@@ -180,12 +188,12 @@ def window(spec: SynapsesSpec) -> Bench:
         bench.invariant("the sum between rows", ~((past | before) & begun & (tap < taps_y)) | (kept == sum_))
 
     # What the gates say of the pass.
-    per_set, walks = passes // spec.sets, inside["_next_chunk.within"] if passes > 1 else Const(0)
+    per_set, within = passes // spec.sets, inside["_next_chunk.within"] if passes > 1 else Const(0)
     if passes > 1:
         base = looked_up(bench, "base_of", came.turn, [(number - number // per_set) * spec.set_rows for number in range(passes)])
         bench.invariant("the pass", (inside["chunk"] == came.turn) & (inside["base"] == base))
         bench.invariant(
-            "the pass of its set", walks == looked_up(bench, "within_of", came.turn, [number % per_set for number in range(passes)])
+            "the pass of its set", within == looked_up(bench, "within_of", came.turn, [number % per_set for number in range(passes)])
         )
         bench.invariant(
             "its set", inside["chunk_set"] == looked_up(bench, "set_of", came.turn, [number // per_set for number in range(passes)])
