@@ -155,10 +155,17 @@ def _owners(height: int, tall: int, bits: int) -> list[int]:
 
 
 def _serial(
-    name: str, what: str, geometry: Geometry, lanes: int, value: Interval = SPIKES, weights: Sequence[int] = WEIGHTS, **options: bool
+    name: str,
+    what: str,
+    geometry: Geometry,
+    lanes: int,
+    value: Interval = SPIKES,
+    weights: Sequence[int] = WEIGHTS,
+    fast: bool = True,
+    **options: bool,
 ) -> Property:
     spec = spec_of(geometry, value, lanes, weights, transfer=lanes, kind=SerialSpec)
-    return Property(f"serial-{name}", f"{_SERIAL} ({what})", partial(serial, spec, **options), 8)
+    return Property(f"serial-{name}", f"{_SERIAL} ({what})", partial(serial, spec, **options), 8, fast)
 
 
 _SERIAL = (
@@ -170,9 +177,9 @@ PROPERTIES = (
     _serial("1x1", "a source, kernel 1 x 1", Geometry((1, 1, 1), 1), 1),
     _serial("2x2", "3 x 3, kernel 2 x 2", Geometry((1, 3, 3), 1, (2, 2)), 1),
     _serial("reset", "2 x 3, kernel 2 x 2, after a reset amid a step", Geometry((1, 2, 3), 1, (2, 2)), 1, after_reset=True),
-    _serial("3x3", "2 channels of 3 x 3 to 2, padding 1, a lane", Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1)), 1),
+    _serial("3x3", "2 channels of 3 x 3 to 2, padding 1, a lane", Geometry((2, 3, 3), 2, (3, 3), padding=(1, 1)), 1, fast=False),
     _serial("3x3-2", "5 x 4 counts, stride 2, padding 1", Geometry((1, 5, 4), 1, (3, 3), (2, 2), (1, 1)), 1, COUNTS),
     _serial("1x1-2", "2 channels in 2 groups of 4 x 4, stride 2, a lane", Geometry((2, 4, 4), 2, (1, 1), (2, 2), groups=2), 1),
-    _serial("5x3", "4 x 4, padding 3 x 2", Geometry((1, 4, 4), 1, (5, 3), (1, 1), (3, 2)), 1),
+    _serial("5x3", "4 x 4, padding 3 x 2", Geometry((1, 4, 4), 1, (5, 3), (1, 1), (3, 2)), 1, fast=False),
     _serial("parts", "2 channels of 3 x 3 counts to 3, 2 lanes", Geometry((2, 3, 3), 3, (2, 2)), 2, COUNTS),
 )
