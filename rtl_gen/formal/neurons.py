@@ -300,8 +300,8 @@ def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases:
     return bench
 
 
-def volleys(kind: str, chunks: int, dense: bool) -> Bench:
-    """Volleys wait in a FIFO that credits keep from overflowing, whatever the back-pressure."""
+def volleys(kind: str, chunks: int, dense: bool, watched: bool = False) -> Bench:
+    """Volleys wait in a FIFO that credits keep from overflowing, whatever the back-pressure; ``watched``: any one of them is, besides."""
     format = CurrentFormat((chunks, 1, 1), 1, 3)
     thetas, biases = (2,) * chunks, (0,) * chunks
     if kind == "spike":
@@ -318,6 +318,9 @@ def volleys(kind: str, chunks: int, dense: bool) -> Bench:
     bench.claim("a volley finds room", ~inside["push"] | inside["fifo"].w_rdy)
     bench.claim("credits are the room that nobody has taken yet", inside["credits"] == room - flying)
     bench.invariant("room for all that are on their way", flying <= room)
+    if not watched:  # which `pdr` proves by itself
+        bench.claim("an offer stands until it is taken", bench.stands(dut.volleys, "volleys"))
+        return bench
     pushed = SimpleNamespace(valid=inside["push"], ready=Const(1), payload=inside["fifo"].w_data)
     watch = Watch(bench, pushed, dut.volleys, neurons.VOLLEYS)
     bench.invariant("all that were pushed are there", watch.level == fifo.level)
@@ -333,7 +336,8 @@ _ARRAY = (
     "or count, its place and its step's flags; a step that is skipped changes nothing"
 )
 _COUNT = "n = clip(floor(S / theta), 0, T)"
-_VOLLEYS = "the volleys' FIFO never overflows and gives out each once, as it was, in order; credits are exact, offers stand"
+_VOLLEYS = "the volleys' FIFO never overflows, credits are exact, offers stand"
+_WATCHED = f"{_VOLLEYS}; any one volley is given out as it was, once, in order"
 
 
 def _neuron(name: str, case: Neuron, what: str, fast: bool = True) -> Property:
@@ -357,9 +361,10 @@ def _array(name: str, what: str, spec: NeuronSpec, depth: int = 0) -> Property:
     return Property(f"array-{name}", claim, partial(array, spec), depth or 8, False, engine, bounded=bool(depth))
 
 
-def _volleys(kind: str, chunks: int, dense: bool) -> Property:
-    name = f"volleys-{kind}-{chunks}{'-dense' * dense}"
-    return Property(name, f"{_VOLLEYS} ({kind} code, {chunks} chunks)", lambda: volleys(kind, chunks, dense))
+def _volleys(kind: str, chunks: int, dense: bool, watched: bool = False) -> Property:
+    name = f"volleys-{kind}-{chunks}{'-dense' * dense}{'-watched' * watched}"
+    claim = f"{_WATCHED if watched else _VOLLEYS} ({kind} code, {chunks} chunks)"
+    return Property(name, claim, lambda: volleys(kind, chunks, dense, watched))
 
 
 PROPERTIES = (
@@ -385,4 +390,6 @@ PROPERTIES = (
     _volleys("spike", 7, True),
     _volleys("count", 3, False),
     _volleys("count", 3, True),
+    _volleys("spike", 7, False, watched=True),
+    _volleys("count", 3, False, watched=True),
 )

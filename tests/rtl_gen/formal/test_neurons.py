@@ -88,6 +88,14 @@ MUTANTS = [
         "volleys-spike-1 volleys-spike-7 volleys-count-3",
         "credits are",
     ),
+    Mutant(
+        "a volley leaves changed",
+        NEURONS,
+        "self.volleys.payload.eq(fifo.r_data)",
+        "self.volleys.payload.eq(fifo.r_data ^ 1)",
+        "volleys-spike-7-watched volleys-count-3-watched",
+        "as it was",
+    ),
     Mutant("the last credit is not used", NEURONS, "(credits != 0)", "(credits > 1)", "divider-binary", "a chunk is taken"),
     Mutant("sleep steps are not taken", NEURONS, "& ~wait)", "& ~wait & self.currents.p.step.wake)", "neuron-two", "a step is taken"),
     Mutant(
