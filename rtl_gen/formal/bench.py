@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -31,7 +32,6 @@ chformal -lower
 dffunmap
 formalff -clk2ff -ff2anyinit
 opt -full
-{engine}
 """  # as $anyinit, registers that begin at any value are no constants to `opt`
 _SAT = """formalff -anyinit2ff
 tee -q -o {log} sat -tempinduct {half} -prove-asserts -set-assumes -maxsteps {depth} -timeout {timeout} {show} top
@@ -129,6 +129,16 @@ class Bench(Elaboratable):
         self.m.d.sync += last.eq(value)
         return last
 
+    def history(self, value: Any, cycles: int, name: str) -> list[Any]:
+        """``value`` now, one cycle ago, and so on, up to so many; 0 at first."""
+        return list(accumulate(range(cycles), lambda value, stage: self.before(value, f"{name}_{stage}"), initial=value))
+
+    def waits(self, condition: Any, most: int) -> Signal:
+        """For how many cycles, up to now, ``condition`` has held; counts to one more than ``most``."""
+        idle = Signal(range(most + 2), name="idle")
+        self.m.d.sync += idle.eq(Mux(condition, idle + 1, 0))
+        return idle
+
     def elaborate(self, platform: object) -> Module:
         return self.m
 
@@ -214,17 +224,17 @@ class Buffered:
 
     Members
     -------
-    level: transfers that wait. front: the first of them stands at the output.
+    level: transfers that wait.
     """
 
     def __init__(self, bench: Bench, fifo: Inside) -> None:
         self._bench, self._fifo, self._size = bench, fifo, fifo.component.depth - 1
-        self.front, self.level, inner = fifo.component.r_rdy, fifo.component.level, fifo["inner_level"]
+        self._front, self.level, inner = fifo.component.r_rdy, fifo.component.level, fifo["inner_level"]
         produce, self._consume = fifo["produce"], fifo["consume"]
         bench.claim("the FIFO's count does not overflow", inner <= self._size)
         bench.invariant("the FIFO's places exist", (produce < self._size) & (self._consume < self._size))
         bench.invariant("the FIFO's places and its count agree", self._place(inner) == produce)
-        bench.invariant("the output is empty for a cycle at most", self.front | (inner <= 1))
+        bench.invariant("the output is empty for a cycle at most", self._front | (inner <= 1))
 
     def _place(self, ahead: Any) -> Value:
         end = self._consume + ahead
@@ -233,8 +243,8 @@ class Buffered:
     def word(self, ahead: Any) -> Value:
         """What the transfer carries that leaves after ``ahead`` others, of those that wait."""
         address = Signal(range(max(self._size, 2)))
-        self._bench.m.d.comb += address.eq(self._place(ahead - self.front))
-        return Mux(self.front & (ahead == 0), Value.cast(self._fifo.component.r_data), self._fifo.word("storage", address))
+        self._bench.m.d.comb += address.eq(self._place(ahead - self._front))
+        return Mux(self._front & (ahead == 0), Value.cast(self._fifo.component.r_data), self._fifo.word("storage", address))
 
 
 class Watch:
@@ -324,12 +334,14 @@ def prove(
     """
     claims = bench.assert_claims(among)
     text = rtlil.convert(bench, name="top", ports=bench.inputs, emit_src=False)
-    upsets = "\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset)
-    left = "\n".join(f"setattr -unset init w:{start}*" for start in bench.left)
+    script = _SCRIPT.format(
+        upsets="\n".join(f"setattr -unset init w:{name}.*" for name in bench.upset),
+        left="\n".join(f"setattr -unset init w:{start}*" for start in bench.left),
+    )
     if engine == "pdr":
         for search in (f"bmc3 -F {LONGEST}", "pdr") if bounded else ("pdr",):  # the former misses what fails in the first cycle, always
-            script = _ABC.format(search=search, timeout=timeout)
-            status = _yosys(text, upsets, left, _PDR, "status", {"pdr.abc": script, "inverter.il": _INVERTER})
+            abc = _ABC.format(search=search, timeout=timeout)
+            status = _yosys(text, script + _PDR, "status", {"pdr.abc": abc, "inverter.il": _INVERTER})
             if status.startswith("snl_SAT"):
                 break
         if not (found := re.match(r"snl_(UNSAT|SAT|UNK) (-?\d+) \S+( \d+ \d+)?", status)):
@@ -343,17 +355,13 @@ def prove(
     show = " ".join(f"-show {signal}" for signal in claims)
     half = "-tempinduct-baseonly" if bounded else ""
     sat = _SAT.format(log="sat.log", half=half, depth=depth, timeout=timeout, show=show)
-    return _read(_yosys(text, upsets, left, sat, "sat.log"), claims, depth, bounded)
+    return _read(_yosys(text, script + sat, "sat.log"), claims, depth, bounded)
 
 
-def _yosys(text: str, upsets: str, left: str, engine: str, writes: str, files: dict[str, str] | None = None) -> str:
-    """What the script ``engine``, which finds ``files`` beside it, writes to ``writes`` about the RTLIL ``text``."""
+def _yosys(text: str, script: str, writes: str, files: dict[str, str] | None = None) -> str:
+    """What ``script``, which finds ``files`` beside it, writes to ``writes`` about the RTLIL ``text``."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in {
-            "design.il": text,
-            "design.ys": _SCRIPT.format(upsets=upsets, left=left, engine=engine),
-            **(files or {}),
-        }.items():
+        for name, content in {"design.il": text, "design.ys": script, **(files or {})}.items():
             Path(folder, name).write_text(content)
         done = subprocess.run([tools.find("yosys").path, "-q", "design.ys"], cwd=folder, capture_output=True, text=True, check=False)
         log = Path(folder, writes)

@@ -192,8 +192,7 @@ def array(spec: NeuronSpec) -> Bench:
     inside = bench.part("dut", dut)
     bench.drive(i, "i", stable=True)
     bench.take(dut.volleys, "volleys")
-    chosen, lane = _kept(bench, "chosen", range(chunks)), _kept(bench, "lane", range(lanes))
-    bench.assume((chosen < chunks) & (lane < lanes))
+    chosen, lane = bench.fixed("chosen", chunks), bench.fixed("lane", lanes)
 
     # What comes: steps of all chunks, or of one empty transfer; an image begins with its first wake step and has T at most.
     step, place, running, t = p.step, Signal(range(chunks)), Signal(), Signal(range(levels + 1))
@@ -253,14 +252,6 @@ def array(spec: NeuronSpec) -> Bench:
     active = at.step.active | some | (any_ & ~at.skip)
     bench.claim("a step is active if it came so or a neuron spikes", ~at.on | ~at.last | (volley.step.active == active))
     return bench
-
-
-def _kept(bench: Bench, name: str, shape: Any) -> Signal:
-    """Any value, the same for ever."""
-    value, begun, kept = Signal(shape, name=name), Signal(name=f"{name}_begun"), Signal(shape, name=f"{name}_kept")
-    bench.m.d.comb += value.eq(Mux(begun, kept, bench.free(f"{name}_free", shape)))
-    bench.m.d.sync += [begun.eq(1), kept.eq(value)]
-    return value
 
 
 def counts(levels: int, thresholds: int, total: Interval, gain: int = 1, biases: Sequence[int] = (0,)) -> Bench:

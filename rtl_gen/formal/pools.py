@@ -111,11 +111,8 @@ def difference(spec: VolleyFormat) -> Bench:
     came = Volleys(bench, i, spec)
     bench.take(o, "o")
     enter, leave = i.valid & i.ready, o.valid & o.ready
-    chunk, fixed = Signal(range(spec.chunks)), Signal()
-    choice, lane = bench.free("choice", range(spec.chunks)), bench.free("lane", range(spec.lanes))
-    kept, at = Signal.like(chunk), Signal(range(spec.lanes))
-    m.d.sync += [kept.eq(choice), at.eq(lane), fixed.eq(1)]
-    bench.assume((choice < spec.chunks) & (lane < spec.lanes) & (~fixed | (choice == kept) & (lane == at)))
+    chunk = Signal(range(spec.chunks))
+    choice, lane = bench.fixed("choice", spec.chunks), bench.fixed("lane", spec.lanes)
     begun, before = Signal(), Signal(Value.cast(i.p.values[0]).shape())  # the place's value at the step before
     bench.assume(~i.valid | begun | i.p.step.first)
     some, change = Signal(), Signal(Value.cast(o.p.values[0]).shape())

@@ -11,7 +11,7 @@ from amaranth.hdl import Array, Cat, Mux, Signal, Value, signed
 from casc_hw.fixed import Interval
 from rtl_gen.formal.bench import Bench, Property
 from rtl_gen.formal.synapses import COUNTS, spec_of
-from rtl_gen.formal.walks import SPIKES, Events, looked_up
+from rtl_gen.formal.walks import SPIKES, Events, looked_up, places
 from rtl_gen.formal.windows import WEIGHTS, Target
 from rtl_gen.gates import serial as gates
 from rtl_gen.gates.serial import SETTLE, STAGES, SerialSpec
@@ -34,11 +34,8 @@ def serial(spec: SerialSpec, after_reset: bool = False) -> Bench:
     m.d.comb += gives.eq(Mux(i.valid & ~event.mark, target.gives, 0))
 
     # The contract.
-    total, some, chunk = (
-        Signal(signed(out.width)),
-        Signal(),
-        Signal(range(max(out.chunks, 2))),
-    )  # what has been taken of the step; what leaves
+    total, some = Signal(signed(out.width)), Signal()  # of what has been taken of the step
+    chunk = Signal(range(max(out.chunks, 2)))  # that leaves
     leave = o.valid & o.ready
     with m.If(came.event):
         m.d.sync += [total.eq(total + gives), some.eq(1)]
@@ -58,15 +55,15 @@ def serial(spec: SerialSpec, after_reset: bool = False) -> Bench:
     bench.claim("steps: empty if without events", ~o.valid | (p.empty == ~begun))
     bench.claim("steps: each chunk has its flags", ~o.valid | (i.valid & (Value.cast(p.step) == Value.cast(event.step))))
     patience = spec.sums * after_reset + SETTLE + width + prod(geometry.taps) * spec.chunks + 2
-    idle = Signal(range(patience + 2))
-    m.d.sync += idle.eq(Mux(i.valid & ~i.ready & ~o.valid, idle + 1, 0))
+    idle = bench.waits(i.valid & ~i.ready & ~o.valid, patience)
     bench.claim("order: what waits moves", idle <= patience)
 
     # Where the engine is: its row of neurons, its column, its tap, the chunk that leaves.
     row, ring, top, column, left, y = (inside[name] for name in ("row", "ring", "top", "column", "left", "y"))
-    add, take, sends = inside.at("add"), inside.at("take"), inside.at("fetch") | inside.at("hold")
+    begins, add, take, sends = inside.at("begin"), inside.at("add"), inside.at("take"), inside.at("fetch") | inside.at("hold")
     sent, dy, dx, tall = inside["sent"], inside["dy"], inside["dx"], geometry.taps[0]
-    (reach_y, reach_x), last = geometry.kernel, [looked_up(bench, name, came.last, table) for name, table in _places(spec)]
+    reach_y, reach_x = geometry.kernel
+    last = [looked_up(bench, f"last_{side}", came.last, [place[side] for place in places(geometry.source)]) for side in range(2)]  # y, x
     rings = [number % tall for number in range(2 * height + 2)]
     bench.invariant("the row", (row < height) & (top == row * down - pad_y) & (ring == looked_up(bench, "ring_of", row, rings)))
     bench.invariant("the column", (column < width) & (left == column * across - pad_x))
@@ -118,15 +115,15 @@ def serial(spec: SerialSpec, after_reset: bool = False) -> Bench:
     slot = Cat(target.turn, target.x[: place_bits(width)], looked_up(bench, "its_ring", target.y, rings)[: len(ring)])
     holds = Value.cast(inside.word("sums", slot)).word_select(target.adder, out.width).as_signed()
     bench.invariant("no sum before its row is there", (target.y < row + tall) | (total == 0))
-    unknown = inside.at("begin") & inside["dirty"] & (slot >= inside["cleared"])
+    unknown = begins & inside["dirty"] & (slot >= inside["cleared"])
     bench.invariant("the sum", gone | unknown | (target.y >= row + tall) | (holds == given))
     owner = looked_up(bench, "owner", Cat(row, target.y), _owners(height, tall, len(row)))  # of the place: a row of neurons, or none
     cleared = chunk > (owner * width + target.x) * out.parts + target.turn
     bench.invariant("its place is clean", ~((owner >= height) | (sends & (owner == row) & cleared)) | unknown | (holds == 0))
-    begins, cleared_ = inside.at("begin"), inside["cleared"]
-    bench.invariant("it begins with nothing", ~begins | (~some & (row == 0) & (idle <= cleared_) & (cleared_ < spec.sums)))
+    places_clean = inside["cleared"]
+    bench.invariant("it begins with nothing", ~begins | (~some & (row == 0) & (idle <= places_clean) & (places_clean < spec.sums)))
     if not after_reset:
-        bench.invariant("it begins with clean memory", ~begins | (~inside["dirty"] & (cleared_ == 0)))
+        bench.invariant("it begins with clean memory", ~begins | (~inside["dirty"] & (places_clean == 0)))
     here, rest = event.y == y, max(SETTLE, spec.sums * after_reset)
     progress = (far_y * geometry.taps[1] + far_x) * spec.chunks + part
     bench.invariant("the sums settle", (inside["settled"] < SETTLE) & (inside.at("settle") | (inside["settled"] == 0)))
@@ -136,13 +133,6 @@ def serial(spec: SerialSpec, after_reset: bool = False) -> Bench:
     bench.invariant("it waits for a row", ~inside.at("fetch") | (idle <= rest + 1 + width))
     bench.invariant("it waits for the taps", ~add | (idle <= rest + 2 + column + progress))
     return bench
-
-
-def _places(spec: SerialSpec) -> list[tuple[str, list[int]]]:
-    """Row and column of a source, by its place in wire order."""
-    channels, height, width = spec.geometry.source
-    numbers = range(channels * height * width)
-    return [("last_y", [number // channels // width for number in numbers]), ("last_x", [number // channels % width for number in numbers])]
 
 
 def _owners(height: int, tall: int, bits: int) -> list[int]:

@@ -112,8 +112,7 @@ def dense(spec: SynapsesSpec) -> Bench:
     with m.If(leave & p.mark):
         m.d.sync += [some.eq(0), ended.eq(0), neuron.total.eq(0)]
     patience = spec.stages + 1 + spec.geometry.sources * (spec.passes > 1)  # the pipeline's, and a pass's
-    idle = Signal(range(patience + 2))
-    m.d.sync += idle.eq(Mux((ended | i.valid) & ~o.valid & ~(i.valid & i.ready), idle + 1, 0))
+    idle = bench.waits((ended | i.valid) & ~o.valid & ~(i.valid & i.ready), patience)
     bench.claim("sums: the neuron's current", ~o.valid | p.empty | ~neuron.its | (Array(p.x)[neuron.lane] == neuron.total))
     bench.claim("sums: an empty step has no current", ~o.valid | ~p.empty | (neuron.total == 0))
     bench.claim("order: nothing leaves before its step's mark has come", ~o.valid | ended)
@@ -144,11 +143,8 @@ def _inside_dense(
     output = Signal(range(max(passes * lanes, 2)))
     m.d.comb += output.eq(pass_ * lanes + adder)
     issued = Signal(width)
-    given = [Mux(fire & ~cell.mark, neuron.weight(cell.row, output) * cell.value, 0)]
-    sends = [fire & cell.mark]
-    for stage in range(spec.stages):
-        given.append(bench.before(given[-1], f"given_{stage}"))
-        sends.append(bench.before(sends[-1], f"sends_{stage}"))
+    given = bench.history(Mux(fire & ~cell.mark, neuron.weight(cell.row, output) * cell.value, 0), spec.stages, "given")
+    sends = bench.history(fire & cell.mark, spec.stages, "sends")
     m.d.sync += issued.eq(Mux(taken, 0, issued + given[0]))
     total = Mux(inside["clear"], 0, Array(inside["sums"][(0, 0), place] for place in range(lanes))[adder])
     bench.invariant("a sum is what was given to it, less what is on its way", (total + sum(given[1:]))[:width] == issued)

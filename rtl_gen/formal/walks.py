@@ -118,18 +118,26 @@ def walk(geometry: Geometry, sets: int = 1, spare: int = 0) -> Bench:
     bench.claim("an empty step has no cells", ~o.valid | ~p.mark | ~p.empty | (cell == 0))
     bench.claim("what is offered and taken moves something", ~dut.i.valid | ~o.ready | dut.i.ready | o.valid)
     bench.claim("an offer stands until it is taken", bench.stands(o, "o"))
-    for flag, values in ({} if geometry.flat else flags_of(geometry, cells)).items():
-        right = getattr(p, flag) == looked_up(bench, f"told_{flag}", cell, values)
-        bench.claim(f"a cell's flags: {flag}", ~o.valid | ~p.mark | Mux(p.empty, p.end if flag == "end" else 1, right))
-    if not geometry.flat:
-        width = geometry.target[2]
-        leaves = [column - geometry.taps[1] + 1 for _, column in cells]
-        enters = [column for _, column in cells[1:] + cells[:1]]
-        for name, side, numbers in (("leave", p.leave, leaves), ("enter", p.enter, enters)):
-            known = looked_up(bench, f"knows_{name}", cell, [int(0 <= number < width) for number in numbers])
-            right = side == looked_up(bench, f"told_{name}", cell, [number % width for number in numbers])
-            bench.claim(f"a cell's columns: {name}", ~o.valid | ~p.mark | p.empty | ~known | right)
+    for name, right in ({} if geometry.flat else marked(bench, geometry, cells, cell, p)).items():
+        bench.claim(f"a cell's {name}", ~o.valid | ~p.mark | right)
     return bench
+
+
+def marked(bench: Bench, geometry: Geometry, cells: Sequence[tuple[int, int]], cell: Any, mark: Any) -> dict[str, Any]:
+    """That ``mark`` of ``cell`` tells what it must, by what it tells; of an empty step, that it ends."""
+    width = geometry.target[2]
+    leaves = [column - geometry.taps[1] + 1 for _, column in cells]
+    enters = [column for _, column in [*cells[1:], *cells[:1]]]
+    right = {}
+    for flag, values in flags_of(geometry, cells).items():
+        same = getattr(mark, flag) == looked_up(bench, f"told_{flag}", cell, values)
+        right[f"flags: {flag}"] = Mux(mark.empty, mark.end if flag == "end" else 1, same)
+    for name, side, numbers in (("leave", mark.leave, leaves), ("enter", mark.enter, enters)):
+        known = looked_up(bench, f"knows_{name}", cell, [int(0 <= number < width) for number in numbers])
+        right[f"columns: {name}"] = (
+            mark.empty | ~known | (side == looked_up(bench, f"told_{name}", cell, [number % width for number in numbers]))
+        )
+    return right
 
 
 def flags_of(geometry: Geometry, cells: Sequence[tuple[int, int]]) -> dict[str, list[int]]:

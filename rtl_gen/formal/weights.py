@@ -1,4 +1,4 @@
-"""What is claimed of the weights' way: through the loader to the stores, each word in its place."""
+"""What is claimed of the weights' way: from the flash, and through the loader to the stores, each word in its place."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def flash(spec: FlashSpec) -> Bench:
     sample = pins.cs & ~pins.clk & (bits >= 32) & inside.at("read")
     with m.If(sample):
         m.d.sync += crc.eq((crc << 1)[:32] ^ Mux(crc[31] ^ tells, POLYNOMIAL, 0))
-        with m.If(((bits - 32)[4:] == watched) & pins.cs):
+        with m.If((bits - 32)[4:] == watched):
             m.d.sync += kept.eq(kept << 1 | tells)
     with m.If(words.valid & words.ready):
         m.d.sync += number.eq(number + 1)
@@ -139,13 +139,13 @@ def flash(spec: FlashSpec) -> Bench:
     bench.invariant("the word watched", ~(reads | gives) | (number != watched) | same)
     bench.invariant("the checksum", inside["checksum"].crc == crc)
     bench.invariant("why it failed", ~inside.at("failed") | (crc != spec.checksum))
-    idle = Signal(range(2 * spec.pause + 130))
-    m.d.sync += idle.eq(Mux(dut.busy & ~words.valid, idle + 1, 0))
-    bench.claim("ends: the next comes in time", idle <= 2 * spec.pause + 120)
+    patience = 2 * spec.pause + 120
+    idle = bench.waits(dut.busy & ~words.valid, patience)
+    bench.claim("ends: the next comes in time", idle <= patience)
     begun = Mux(awake, spec.pause + 17, 0)
     bench.invariant("it waits for a pause", ~pause | (idle <= begun + wait))
     bench.invariant("it waits for a command", ~command | (idle <= begun + spec.pause + 2 * bits + pins.clk))
-    bench.invariant("it waits for a word", ~(reads | gives) | (idle <= 2 * spec.pause + 114 - 2 * to_come))
+    bench.invariant("it waits for a word", ~(reads | gives) | (idle <= patience - 6 - 2 * to_come))
     return bench
 
 

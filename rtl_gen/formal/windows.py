@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate, product
+from itertools import product
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Const, Mux, Signal, Value, signed
@@ -13,7 +13,7 @@ from amaranth.lib import data
 from casc_hw.fixed import Interval
 from rtl_gen.formal.bench import Bench, Buffered, Inside, Property
 from rtl_gen.formal.synapses import COUNTS, spec_of
-from rtl_gen.formal.walks import SPIKES, cells_of, flags_of, looked_up
+from rtl_gen.formal.walks import SPIKES, cells_of, flags_of, looked_up, marked
 from rtl_gen.gates import synapses
 from rtl_gen.gates.streams import place_bits
 from rtl_gen.gates.synapses import ROTATED, SynapsesSpec
@@ -52,18 +52,9 @@ class Cells:
                 m.d.sync += self.at.eq(Mux(end, 0, self.at + 1))
         with m.If(self.enter):
             m.d.sync += touched.eq(~self.ends & (touched | ~p.mark))
-        bench.assume(~i.valid | ~self.empty | ((self.at == 0) & (self.turn == 0) & ~touched & p.end))
-        for flag, values in flags_of(geometry, cells).items():
-            right = getattr(p, flag) == looked_up(bench, f"told_{flag}", self.at, values)
-            bench.assume(~i.valid | ~p.mark | p.empty | right)
-        leaves = [column - geometry.taps[1] + 1 for _, column in cells]
-        enters = [column for _, column in cells[1:] + cells[:1]]
-        for name, numbers in (("leave", leaves), ("enter", enters)):
-            known = [int(0 <= number < geometry.target[2]) for number in numbers]
-            right = getattr(p, name) == looked_up(
-                bench, f"told_{name}", self.at, [number if is_ else 0 for number, is_ in zip(numbers, known, strict=True)]
-            )
-            bench.assume(~i.valid | ~p.mark | p.empty | ~looked_up(bench, f"knows_{name}", self.at, known) | right)
+        bench.assume(~i.valid | ~self.empty | ((self.at == 0) & (self.turn == 0) & ~touched))
+        for right in marked(bench, geometry, cells, self.at, p).values():
+            bench.assume(~i.valid | ~p.mark | right)
 
         # The row of weights tells the source's channel, and its place in the stride.
         phases = [divmod(row % geometry.phases, across) for row in range(geometry.sources)]
@@ -111,11 +102,11 @@ class Target:
         for row in kernels:  # each source gives once (`walk-*`, `replay-*`): so what wraps on the way is whole in the end
             reach = sum(((spec.events.value | 0) * weight for kernel in row for line in kernel for weight in line), Interval(0, 0))
             assert reach.signed_bits <= spec.currents.width, f"a sum of {reach} in {spec.currents.width} bits"
-        self.weight, self.gives = Signal(signed(spec.weight_bits), name="weight"), Signal(signed(spec.currents.width), name="gives")
+        weight, self.gives = Signal(signed(spec.weight_bits), name="weight"), Signal(signed(spec.currents.width), name="gives")
         nested = Array(Array(Array(Array(line) for line in kernel) for kernel in row) for row in kernels)
         inside = (at_y >= 0) & (at_y < tall) & (at_x >= 0) & (at_x < wide)
-        m.d.comb += self.weight.eq(nested[self.output][channel][at_y[:7]][at_x[:7]])
-        m.d.comb += self.gives.eq(Mux(inside, self.weight * value, 0))
+        m.d.comb += weight.eq(nested[self.output][channel][at_y[:7]][at_x[:7]])
+        m.d.comb += self.gives.eq(Mux(inside, weight * value, 0))
 
 
 def window(spec: SynapsesSpec) -> Bench:
@@ -147,15 +138,11 @@ def window(spec: SynapsesSpec) -> Bench:
     bench.claim("sums: nothing comes for a neuron that is complete", (now <= Cat(its, end)) | ~given)
 
     # So many cycles later it acts on the sums.
-    def later(value: Any, name: str) -> list[Any]:
-        """It, as it was 0, 1, ... and so many cycles ago."""
-        return list(accumulate(range(spec.stages), lambda value, stage: bench.before(value, f"{name}_{stage}"), initial=value))
-
-    at, turn, sum_ = (later(value, name)[-1] for value, name in ((came.at, "at"), (came.turn, "turn"), (total, "sum")))
-    marked, empty = later(came.marks, "marks")[-1], later(came.enter & came.empty, "empty")[-1]
-    step = later(Value.cast(i.p.step), "step")[-1]
+    now_told = {"at": came.at, "turn": came.turn, "sum": total, "marks": came.marks, "empty": came.enter & came.empty, "step": i.p.step}
+    at, turn, sum_, marks, empty, step = (bench.history(Value.cast(value), spec.stages, name)[-1] for name, value in now_told.items())
     emits = flags_of(geometry, cells)["emit"]
-    sends = later((came.marks & looked_up(bench, "emits_now", came.at, emits)) | (came.enter & came.empty), "sends")
+    sending = (came.marks & looked_up(bench, "emits_now", came.at, emits)) | (came.enter & came.empty)
+    sends = bench.history(sending, spec.stages, "sends")
     sums, follows, send = inside["sums"], Signal.like(came.at), inside["send"]
     behind = Signal()  # the neuron's pass of this cell is over
     m.d.comb += [behind.eq(its < turn), follows.eq(Mux(behind, Mux(at == len(cells) - 1, 0, at + 1), at))]
@@ -200,16 +187,14 @@ def window(spec: SynapsesSpec) -> Bench:
         )
 
     # What is complete, and its way out.
-    mine = marked & (its == turn) & (ny + 1 == (to_y + taps_y) * down) & (nx == to_x + taps_x - 1)
+    mine = marks & (its == turn) & (ny + 1 == (to_y + taps_y) * down) & (nx == to_x + taps_x - 1)
     ends = empty | ((at == len(cells) - 1) & (turn == passes - 1))
     bench.claim("sums: the neuron's sum, once it is complete", ~mine | (send & (Array(inside["complete"].x)[adder] == sum_)))
     bench.claim("order: what is sent is complete, or an empty step", send == sends[-1])
     fifo = Buffered(bench, inside.child("fifo"))
     bench.claim("order: what is sent finds room", ~send | inside["fifo"].w_rdy)
     bench.claim("order: credits are the room that nobody has taken", inside["credits"] + sum(sends[1:]) + fifo.level == spec.room)
-    idle = Signal(range(spec.stages + 5))
-    m.d.sync += idle.eq(Mux(i.valid & ~i.ready & ~o.valid, idle + 1, 0))
-    bench.claim("order: what waits moves", idle <= spec.stages + 2)
+    bench.claim("order: what waits moves", bench.waits(i.valid & ~i.ready & ~o.valid, spec.stages + 2) <= spec.stages + 2)
     told = {"empty": empty, "end": ends, "mine": mine, "turn": turn, "sum": sum_, "step": step}
     _leaving(bench, spec, inside, fifo, told, adder, Mux(looked_up(bench, "emits", at, emits), turn, 0))
     return bench
@@ -230,20 +215,14 @@ def _leaving(bench: Bench, spec: SynapsesSpec, inside: Inside, fifo: Buffered, t
     same &= ~kept["mine"] | (Array(word.x)[adder] == kept["sum"])
     bench.invariant("the chunk watched is in its place", ~waiting | ((ahead < fifo.level) & same))
     filled = [~data.View(inside["parcel"], fifo.word(Const(place, len(ahead)))).empty for place in range(spec.room)]
-    in_turn = looked_up(
-        bench,
-        "in_turn",
-        inside["whole"] + sum((place < ahead) & is_ for place, is_ in enumerate(filled)),
-        [number % passes for number in range(passes + spec.room)],
-    )
-    bench.invariant("the pass of the chunk watched", ~waiting | (in_turn == kept["turn"]))
-    after = looked_up(
-        bench,
-        "after",
-        inside["whole"] + sum((place < fifo.level) & is_ for place, is_ in enumerate(filled)),
-        [number % passes for number in range(passes + spec.room)],
-    )
-    bench.invariant("the pass of the next chunk", (after == following) & (inside["whole"] < passes))
+
+    def turn_behind(chunks: Any, name: str) -> Signal:
+        """The pass of the chunk that leaves after so many others."""
+        before = sum((place < chunks) & is_ for place, is_ in enumerate(filled))
+        return looked_up(bench, name, inside["whole"] + before, [number % passes for number in range(passes + spec.room)])
+
+    bench.invariant("the pass of the chunk watched", ~waiting | (turn_behind(ahead, "its_pass") == kept["turn"]))
+    bench.invariant("the pass of the next chunk", (turn_behind(fifo.level, "next_pass") == following) & (inside["whole"] < passes))
 
     parts = spec.lanes // lanes
     part = Signal(range(max(parts, 2)))
